@@ -6,13 +6,15 @@ unit and a time column, and a simulated fleet that needs no file.
 
 from __future__ import annotations
 
+import copy
 import io
+import os
 import tarfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
 
 import numpy as np
 import pandas as pd
@@ -305,6 +307,12 @@ class Segments(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.last)
 
+    def thin(self, every: int) -> Segments:
+        """Every n-th segment only."""
+        part = copy.copy(self)
+        part.first, part.last = self.first[::every], self.last[::every]
+        return part
+
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         index = torch.as_tensor(indices)
         last = self.last[index]
@@ -352,3 +360,57 @@ def simulate(units: int, seed: int, conditions: int = 3, cut: bool = False) -> R
         frame = pd.DataFrame(np.c_[settings, sensors], columns=[*SETTINGS, *SENSORS])
         frames.append(frame.assign(unit=unit, cycle=cycles, rul=life - cycles)[:stop])
     return RunToFailure(pd.concat(frames), features=[*SETTINGS, *SENSORS], rul="rul", name="simulated fleet")
+
+
+@dataclass
+class DataOptions:
+    """Where the histories come from and how they are labelled."""
+
+    data: str = field(
+        default="simulated",
+        metadata={"help": "simulated; cmapss (in $PAPERCORE_DATA/eclstm); a C-MAPSS folder or archive; or a CSV / Parquet table"},
+    )
+    subset: str = field(default="FD001", metadata={"help": "C-MAPSS: FD001 to FD004"})
+    test_data: str | None = field(
+        default=None, metadata={"help": "table to test on; without it a fifth of the units is held out, each cut at a random time"}
+    )
+    unit: str = field(default="unit", metadata={"help": "table: column that names the unit"})
+    time: str = field(default="cycle", metadata={"help": "table: column of the time; predictions get its unit"})
+    features: list[str] | None = field(default=None, metadata={"help": "table: columns to read; all others if not given"})
+    rul: str | None = field(default=None, metadata={"help": "table: column of the life left, if units had not failed when last seen"})
+    cap: float | None = field(default=120.0, metadata={"help": "largest label, in units of time (authors' code: 120)"})
+
+    @property
+    def name(self) -> str:
+        """A short name of the data, for folders and titles."""
+        return self.subset if self.data == "cmapss" else Path(self.data).name.split(".")[0] or "data"
+
+
+TEST_SHARE = 0.2
+
+
+def load(options: DataOptions, seed: int) -> tuple[RunToFailure, RunToFailure]:
+    """Training and test histories.
+
+    Raises:
+        ValueError, FileNotFoundError: as the readers do; and for ``--data cmapss`` without ``PAPERCORE_DATA``.
+    """
+    if options.cap is not None and options.cap <= 0:
+        raise ValueError(f"cap must be a positive number of cycles, got {options.cap}")
+    if options.data == "simulated":
+        return simulate(36, seed=0), simulate(40, seed=1, cut=True)
+    if options.data == "cmapss":
+        if "PAPERCORE_DATA" not in os.environ:
+            raise ValueError("--data cmapss reads $PAPERCORE_DATA/eclstm: set PAPERCORE_DATA, or give the folder or archive itself")
+        sets = CMAPSS(Path(os.environ["PAPERCORE_DATA"]) / "eclstm", options.subset)
+        return sets.train, sets.test
+    path = Path(options.data)
+    if path.is_dir() or path.suffix in (".zip", ".tar", ".xz", ".tgz") or path.name.endswith(".tar.gz"):
+        sets = CMAPSS(path, options.subset)
+        return sets.train, sets.test
+    table = RunToFailure(path, options.unit, options.time, options.features, options.rul)
+    if options.test_data is not None:
+        return table, RunToFailure(options.test_data, options.unit, options.time, table.columns, options.rul)
+    kept, held_out = table.split(TEST_SHARE, seed)
+    rng = np.random.default_rng([seed, 2])
+    return kept, held_out.select(range(len(held_out)), [int(rng.integers(n // 5 + 1, n + 1)) for n in held_out.lengths])

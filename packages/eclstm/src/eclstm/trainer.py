@@ -1,0 +1,205 @@
+"""Training on the Hugging Face engine: the method's configuration, its loss, and the verb ``train``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from papercore.lab.files import write_json
+from papercore.lab.report import console
+from papercore.lab.training import ModuleTrainer, resumable
+from papercore.ops import seed_everything
+from scipy.cluster.vq import kmeans2
+from torch import Tensor, nn
+from transformers import EarlyStoppingCallback, EvalPrediction, TrainingArguments
+
+from eclstm.data import DataOptions, RunToFailure, Segments, load, select_features
+from eclstm.evaluate import evaluate, rmse
+from eclstm.model import ECLSTMRegressor
+from eclstm.plots import plot_predictions
+
+
+def _help(text: str, default: Any) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ECLSTMConfig(TrainingArguments):
+    """Network and training of one regressor; the defaults are the authors' naive setting on C-MAPSS (their code)."""
+
+    sequence_length: int = _help("sub-windows T of a segment, the recurrent steps (authors' naive: 5)", 5)
+    window_size: int = _help("cycles L of a sub-window (authors' naive: 16); a segment has T + L - 1", 16)
+    network: str = _help("eclstm, or to compare with: lstm, convlstm, cnn-lstm", "eclstm")
+    layers: list | str | None = _help("JSON list with the arguments of each ECLSTM layer, or the width of each other one", None)
+    preprocessing: list | str | None = _help("JSON list of convolutions before them: filters, kernel_size, stride (authors' naive: none)", None)
+    dense: list[int] = field(default_factory=lambda: [150], metadata={"help": "widths of the hidden dense layers (authors' naive: 150)"})
+    dropout: float = _help("share dropped before each dense layer, 0 to 1 (authors: 0)", 0.0)
+    norm_momentum: float = _help("of batch normalisation; the authors' 0.01 suits only runs of thousands of steps", 0.1)
+    conditions: int = _help("operating conditions, each with its own scaler; 1: one scaler (authors)", 1)
+    condition_columns: list[str] = field(
+        default_factory=lambda: ["setting_1"], metadata={"help": "columns that tell the condition, used if conditions > 1"}
+    )
+    select_features: bool = _help("drop columns that do not depend on the remaining life (authors: yes)", True)
+    validation_share: float = _help("share of the training units to validate on (authors: the last 7.5 % of segments)", 0.1)
+    every: int = _help("use every n-th training segment only", 1)
+    patience: int = _help("stop after so many epochs without a better validation RMSE (authors: 15)", 15)
+
+    output_dir: str | None = _help("folder of checkpoints and results; runs/eclstm-DATA if not given", None)
+    num_train_epochs: float = _help("largest number of epochs (authors: 30)", 30)
+    per_device_train_batch_size: int = _help("segments in a step, on each device (authors: 15)", 15)
+    per_device_eval_batch_size: int = _help("segments in an evaluation step", 1024)
+    learning_rate: float = _help("of Adam, without weight decay (authors: 1e-3)", 1e-3)
+    adam_epsilon: float = _help("of Adam (Keras and authors: 1e-7)", 1e-7)
+    optim: str = _help("optimizer; without weight decay AdamW is Adam", "adamw_torch_fused")
+    max_grad_norm: float = _help("gradient clipping; 0: none (authors)", 0.0)
+    lr_scheduler_type: str = _help("schedule; authors: x 0.3 after 5 epochs without improvement", "reduce_lr_on_plateau")
+    lr_scheduler_kwargs: dict | str | None = _help("of the schedule", None)
+    eval_strategy: str = _help("when to validate", "epoch")
+    save_strategy: str = _help("when to save", "epoch")
+    logging_strategy: str = _help("when to log", "epoch")
+    save_total_limit: int | None = _help("checkpoints to keep beside the best", 2)
+    load_best_model_at_end: bool = _help("end with the best epoch's weights (authors: yes)", True)
+    metric_for_best_model: str | None = _help("what decides which epoch is best", "rmse")
+    greater_is_better: bool | None = _help("whether more of it is better", False)
+    report_to: str = _help("where to log: tensorboard, wandb, ... or none", "none")
+    seed: int = _help("of weights, data order and the split of units", 0)
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "preprocessing"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                try:
+                    setattr(self, name, json.loads(value))
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{name} is not a JSON list: {error}") from None
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1, got {self.every}")
+        if self.lr_scheduler_type == "reduce_lr_on_plateau" and self.lr_scheduler_kwargs is None:
+            # torch counts the bad epochs it tolerates, Keras those it waits: 4 is Keras's 5.
+            self.lr_scheduler_kwargs = {"factor": 0.3, "patience": 4}
+        self.label_names = ["labels"]
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+        super().__post_init__()
+        if self.train_batch_size == 1:
+            transformers.utils.logging.get_logger("eclstm").warning("a batch of 1 gives batch normalisation noisy statistics")
+
+
+class ECLSTMTrainer(ModuleTrainer):
+    """Mean squared error in cycles on capped labels; stops early and ends with the best epoch.
+
+    Args:
+        model: a :class:`eclstm.ECLSTMRegressor` (:func:`build_model` makes one that fits the data).
+        args: an :class:`ECLSTMConfig`.
+        train_dataset, eval_dataset: :class:`eclstm.data.Segments`, or any that give segments and labels.
+    """
+
+    def __init__(self, model: nn.Module, args: ECLSTMConfig, train_dataset: Any, eval_dataset: Any = None, **kwargs: Any) -> None:
+        callbacks = [*kwargs.pop("callbacks", ())]
+        if args.load_best_model_at_end:
+            callbacks.append(EarlyStoppingCallback(args.patience))
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            compute_metrics=_metrics,
+            callbacks=callbacks,
+            **kwargs,
+        )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        predicted = model(inputs["segments"])
+        loss = F.mse_loss(predicted, inputs["labels"])
+        return (loss, {"predictions": predicted}) if return_outputs else loss
+
+
+def _metrics(prediction: EvalPrediction) -> dict[str, float]:
+    return {"rmse": rmse(np.asarray(prediction.label_ids), np.asarray(prediction.predictions))}
+
+
+def build_model(table: RunToFailure, config: ECLSTMConfig, cap: float | None) -> ECLSTMRegressor:
+    """A regressor for these histories: features chosen, scaler fitted, output started at the mean label."""
+    many = config.conditions > 1
+    features = select_features(table, cap) if config.select_features else table.columns
+    model = ECLSTMRegressor(
+        features=features,
+        sequence_length=config.sequence_length,
+        window_size=config.window_size,
+        network=config.network,
+        layers=config.layers,
+        preprocessing=config.preprocessing or (),
+        dense=config.dense,
+        dropout=config.dropout,
+        condition_columns=config.condition_columns if many else (),
+        conditions=config.conditions,
+        norm_momentum=config.norm_momentum,
+        cap=cap,
+    )
+    labels = table.labels(cap)
+    rows = Segments(table, model.columns, model.rows, labels, last_only=True).values
+    model.standardize.fit(rows, _centres(rows[:, : len(config.condition_columns)].numpy(), config) if many else None)
+    # Labels reach 120 and raw outputs start near 0: without this the first epochs only learn the mean.
+    nn.init.constant_(model.output.bias, float(labels.mean()))
+    return model
+
+
+def _centres(columns: np.ndarray, config: ECLSTMConfig) -> Tensor:
+    """Cluster the condition columns: the best of several k-means runs."""
+    scale = columns.std(0)
+    if (scale == 0).any():
+        raise ValueError(f"condition_columns {config.condition_columns}: one is constant, so it tells no conditions apart")
+    scaled = columns / scale
+    best = None
+    for restart in range(20):
+        centres, at = kmeans2(scaled, config.conditions, minit="++", seed=restart, missing="warn")
+        distance = float(np.square(scaled - centres[at]).sum())
+        if best is None or distance < best[0]:
+            best = (distance, centres)
+    assert best is not None
+    return torch.as_tensor(best[1] * scale)
+
+
+def split_segments(table: RunToFailure, model: ECLSTMRegressor, config: ECLSTMConfig) -> tuple[Segments, Segments]:
+    """Training and validation segments of different units."""
+    kept, held_out = table.split(config.validation_share, config.seed)
+    train, validation = (Segments(part, model.columns, model.rows, part.labels(model.cap)) for part in (kept, held_out))
+    return train.thin(config.every), validation
+
+
+def fit(data: DataOptions, config: ECLSTMConfig, train: RunToFailure) -> ECLSTMTrainer:
+    """Train, or go on with training, in ``config.output_dir``; the trainer's model is the best epoch's."""
+    checkpoint = resumable(config.output_dir, data, config)
+    seed_everything(config.seed)
+    model = build_model(train, config, data.cap)
+    trainer = ECLSTMTrainer(model, config, *split_segments(train, model, config))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer
+
+
+def train(data: DataOptions, config: ECLSTMConfig) -> dict[str, float]:
+    """The verb ``train``: fit, save, judge on the test units, and draw."""
+    if config.output_dir == "trainer_output":
+        config.output_dir = f"runs/eclstm-{data.name}"
+    folder = Path(config.output_dir)
+    training, test = load(data, config.seed)
+    trainer = fit(data, config, training)
+    result = evaluate(trainer.model, test)
+    if trainer.is_world_process_zero():
+        trainer.save_model(str(folder))
+        write_json(folder / "metrics.json", result.metrics)
+        plot_predictions(result, folder / "predicted.png", data.name, trainer.state.log_history)
+        result.show(data.name)
+        console.print(f"checkpoint {folder}, plot {folder / 'predicted.png'}", soft_wrap=True)
+    return result.metrics

@@ -1,0 +1,169 @@
+"""How a study is shown: a progress bar while it runs, then a table, JSON and one picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tqdm.auto import tqdm
+
+from papercore.lab.files import write_json, write_text
+from papercore.lab.study import Comparison, Interval, interval
+
+console = Console()
+
+
+def progress(cells: Sequence[dict[str, Any]], title: str, already: int) -> Iterator[dict[str, Any]]:
+    """Hand out cells under one bar that names the running one and the time left."""
+    with tqdm(total=already + len(cells), initial=already, desc=title, unit="run", dynamic_ncols=True) as bar:
+        for cell in cells:
+            bar.set_postfix_str(f"{cell['task']}, {cell['arm']}, seed {cell['seed']}")
+            yield cell
+            bar.update()
+
+
+def figures(values: Interval, signed: bool = False) -> str:
+    """An interval in print.
+
+    >>> figures(Interval(2.0, 1.5, 2.5, 3)), figures(Interval(2.0, math.nan, math.nan, 1), signed=True)
+    ('2.00 [1.50, 2.50]', '+2.00')
+    """
+    sign = "+" if signed else ""
+    text = f"{values.mean:{sign}.{_digits(values.mean)}f}"
+    if not math.isnan(values.low):
+        digits = _digits(values.mean)
+        text += f" [{values.low:{sign}.{digits}f}, {values.high:{sign}.{digits}f}]"
+    return text
+
+
+def _digits(value: float) -> int:
+    return 0 if abs(value) >= 1000 else 2 if abs(value) >= 0.1 or value == 0 else 4
+
+
+def summary_rows(comparison: Comparison) -> list[list[str]]:
+    """For each task the study's line: task, metric, baseline, method, gain with its interval, verdict."""
+    study, metric = comparison.study, comparison.study.metrics[0]
+    rows = []
+    for task in comparison.tasks:
+        sides = [list(comparison.values(arm, task, metric.name).values()) for arm in (study.baseline, study.method)]
+        gain = comparison.gain(study.method, task, metric)
+        means = [f"{sum(side) / len(side):.4g}" if side else "-" for side in sides]
+        rows.append([study.name, task, metric.name, *means, figures(gain, signed=True) if gain else "-", comparison.verdict(task)])
+    return rows
+
+
+SUMMARY_COLUMNS = ["method", "task", "metric", "baseline", "ours", "gain [95 %]", "status"]
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on the terminal."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    >>> print(markdown_table(["arm", "rmse"], [["a", "1.0"]]))
+    | arm | rmse |
+    |---|---|
+    | a | 1.0 |
+    """
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" if line is not lines[1] else f"|{'|'.join(line)}|" for line in lines)
+
+
+def write_report(comparison: Comparison, folder: Path, command: str) -> None:
+    """report.md, report.json and plot.png of what has run so far, and the same table on the terminal."""
+    study = comparison.study
+    sections, cells = [], []
+    for task in comparison.tasks:
+        columns = ["arm", "seeds"]
+        for metric in study.metrics:
+            columns += [f"{metric.name}{f' ({metric.unit})' if metric.unit else ''}", "better than baseline by"]
+        has_paper = any(task in figures_ for figures_ in study.paper.values())
+        columns += ["paper"] if has_paper else []
+        rows = []
+        for arm in study.arms:
+            seeds = comparison.values(arm, task, study.metrics[0].name)
+            if not seeds:
+                continue
+            row = [f"**{arm}**" if arm == study.method else arm, str(len(seeds))]
+            for metric in study.metrics:
+                values = comparison.values(arm, task, metric.name)
+                gain = None if arm == study.baseline else comparison.gain(arm, task, metric)
+                row += [figures(interval(list(values.values()))), figures(gain, signed=True) if gain else ""]
+                cells.append({"task": task, "arm": arm, "metric": metric.name, "values": values, "gain": gain and gain._asdict()})
+            row += [str(study.paper.get(arm, {}).get(task, ""))] if has_paper else []
+            rows.append(row)
+        if rows:
+            print_table(f"{study.name}, {task}", columns, [[cell.strip("*") for cell in row] for row in rows])
+            sections.append(f"## {task}: {comparison.verdict(task)}\n\n{markdown_table(columns, rows)}\n")
+    if not comparison.rows:
+        return
+    quick = "\nScale quick shows that the study runs; it proves nothing else.\n" if comparison.scale == "quick" else ""
+    machines = sorted({row["machine"] for row in comparison.rows})
+    versions = comparison.rows[-1]["versions"]
+    write_text(
+        folder / "report.md",
+        f"# {study.name}: {comparison.scale}\n\nClaim: {study.claim}\nBaseline: {study.baseline}. Method: {study.method}.\n{quick}\n"
+        + "\n".join(sections)
+        + "\nMean over seeds with its 95 % t interval; differences are paired by seed, positive is better.\n\n"
+        "![every seed, mean and interval](plot.png)\n\n"
+        f"Command: `{command}`. Machine: {'; '.join(machines)}. "
+        f"Versions: {', '.join(f'{k} {v}' for k, v in versions.items())}. "
+        f"Time: {sum(row['seconds'] for row in comparison.rows) / 60:.0f} minutes of runs.\n",
+    )
+    write_json(
+        folder / "report.json",
+        {
+            "study": study.name,
+            "scale": comparison.scale,
+            "claim": study.claim,
+            "verdicts": {task: comparison.verdict(task) for task in comparison.tasks},
+            "cells": cells,
+            "machines": machines,
+            "versions": versions,
+            "command": command,
+        },
+    )
+    _plot(comparison, folder / "plot.png")
+    console.print(f"{folder / 'report.md'}, report.json, plot.png", soft_wrap=True)
+
+
+def _plot(comparison: Comparison, path: Path) -> None:
+    """Each arm's seeds as dots, its mean and interval as a bar; a panel for each task; the decisive metric."""
+    from matplotlib.figure import Figure
+
+    study, metric = comparison.study, comparison.study.metrics[0]
+    arms = [arm for arm in study.arms if any(row["arm"] == arm for row in comparison.rows)]
+    figure = Figure(figsize=(1.5 + 3.6 * len(comparison.tasks), 1.6 + 0.42 * len(arms)), layout="constrained")
+    for panel, task in zip(figure.subplots(1, len(comparison.tasks), squeeze=False, sharey=True)[0], comparison.tasks, strict=True):
+        for y, arm in enumerate(arms):
+            values = list(comparison.values(arm, task, metric.name).values())
+            if not values:
+                continue
+            mean = interval(values)
+            colour = "tab:red" if arm == study.method else "0.3"
+            if not math.isnan(mean.low):
+                panel.plot([mean.low, mean.high], [y, y], color=colour, linewidth=2, alpha=0.5)
+            panel.scatter(values, [y] * len(values), s=14, color=colour, alpha=0.6)
+            panel.scatter([mean.mean], [y], s=60, marker="|", color=colour)
+            if task in study.paper.get(arm, {}):
+                panel.scatter([study.paper[arm][task]], [y], s=28, marker="D", facecolors="none", edgecolors="tab:blue")
+        panel.set_yticks(range(len(arms)), arms)
+        panel.set_ylim(len(arms) - 0.5, -0.5)
+        panel.set_title(task)
+        panel.set_xlabel(f"{metric.name}{f' ({metric.unit})' if metric.unit else ''}, {'lower' if metric.lower_is_better else 'higher'} is better")
+        panel.grid(axis="x", alpha=0.3)
+    figure.suptitle(f"{study.name}: dots are seeds, lines 95 % intervals{', diamonds the paper' if study.paper else ''}", fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,114 @@
+"""What every Trainer of this house shares: checkpoints that from_pretrained reads, resuming, one progress bar."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from papercore.lab.files import write_json
+
+
+class ModuleTrainer(Trainer):
+    """A transformers Trainer for models that are ``PyTorchModelHubMixin`` modules.
+
+    Its checkpoints are what the model's own ``save_pretrained`` writes (safetensors and config.json) beside the engine's
+    state; a data set with ``__getitems__`` hands over whole batches; and one progress bar shows loss and time left.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        if hasattr(kwargs["train_dataset"], "__getitems__"):
+            kwargs.setdefault("data_collator", whole_batch)
+            kwargs["args"].remove_unused_columns = False  # the engine would look for them item by item
+        super().__init__(**kwargs)
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(ProgressBar())
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.args.should_save:
+            self.accelerator.unwrap_model(self.model).save_pretrained(output_dir or self.args.output_dir)
+
+
+def whole_batch(batch: Any) -> Any:
+    """Collate what is a batch already."""
+    return batch
+
+
+class ProgressBar(TrainerCallback):
+    """One bar for the whole training, with the latest loss and evaluation; nothing else is printed."""
+
+    bar: tqdm[Any] | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="train", unit="step", dynamic_ncols=True,
+                mininterval=0.1 if sys.stderr.isatty() else 20,
+            )
+            self.latest: dict[str, str] = {}
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any) -> None:
+        if self.bar is not None:
+            wanted = {k: v for k, v in (logs or {}).items() if not k.endswith(("runtime", "per_second", "epoch", "grad_norm"))}
+            self.latest.update({k: f"{v:.4g}" for k, v in wanted.items() if isinstance(v, float)})
+            self.bar.set_postfix(self.latest)
+
+    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def resumable(output_dir: str | Path, *options: Any) -> str | None:
+    """The newest complete checkpoint of ``output_dir`` to resume from, or None to start.
+
+    Records the options of a run beside it, so that the same command goes on and another one is refused.
+
+    Args:
+        output_dir: the run's folder. options: the dataclasses that define the run.
+
+    Raises:
+        ValueError: if the folder holds a run with other options; the message names one.
+    """
+    output_dir = Path(output_dir)
+    record = output_dir / "options.json"
+    now = json.loads(json.dumps({k: v for o in options for k, v in _defining(o).items()}, default=str))
+    if record.exists():
+        before = json.loads(record.read_text())
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                raise ValueError(
+                    f"{output_dir} holds a run with {key} {before.get(key)!r}, now {now.get(key)!r}: "
+                    "give another --output_dir, or delete that folder to start anew"
+                )
+    else:
+        write_json(record, now)
+    numbered = [(int(p.name.rsplit("-", 1)[1]), p) for p in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
+    for _, checkpoint in sorted(numbered, reverse=True):
+        try:  # the engine writes this file last, so a readable one means a complete checkpoint
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return str(checkpoint)
+    return None
+
+
+# Where a run is, and how it shows itself, does not change what it computes.
+_INCIDENTAL = {"output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "log_level", "hub_token", "local_rank"}
+
+
+def _defining(options: Any) -> dict[str, Any]:
+    values = options.to_dict() if isinstance(options, TrainingArguments) else dataclasses.asdict(options)
+    return {key: value for key, value in values.items() if key not in _INCIDENTAL}

@@ -1,0 +1,85 @@
+"""Which device and precision to run in, how much memory a piece of code takes, and seeding."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def pick_device() -> torch.device:
+    """The best device at hand: CUDA, then Apple's MPS, then the CPU.
+
+    >>> isinstance(pick_device(), torch.device)
+    True
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def autocast_dtype(device: torch.device | str) -> torch.dtype:
+    """The dtype to hand to ``torch.autocast``: bfloat16 where the hardware multiplies it fast, else float16 or float32.
+
+    On a CPU that is with AMX or AVX512-BF16; float32 means: do not autocast.
+
+    >>> autocast_dtype("cpu") in (torch.bfloat16, torch.float32)
+    True
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu":
+        fast = torch.cpu.get_capabilities()
+        return torch.bfloat16 if fast.get("amx_bf16") or fast.get("avx512_bf16") else torch.float32
+    return torch.float16
+
+
+@dataclass
+class PeakMemory:
+    """What :func:`peak_memory` fills in: ``bytes`` of tensor memory at the worst moment, above what was there before."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def peak_memory(device: torch.device | str = "cpu") -> Iterator[PeakMemory]:
+    """Measure the peak of newly allocated tensor memory inside the block.
+
+    On CUDA it is the allocator's own figure. On a CPU torch's allocations are traced, which slows the block: measure
+    memory and time in separate runs.
+
+    >>> with peak_memory() as peak:
+    ...     _ = torch.ones(1000) + torch.ones(1000)
+    >>> peak.bytes >= 8000
+    True
+    """
+    device, result = torch.device(device), PeakMemory()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield result
+        torch.cuda.synchronize(device)
+        result.bytes = torch.cuda.max_memory_allocated(device) - before
+        return
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        yield result
+    assert trace.profiler is not None and trace.profiler.kineto_results is not None
+    changes = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = 0
+    for event in sorted(changes, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        result.bytes = max(result.bytes, held)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
