@@ -1,0 +1,8 @@
+"""Remaining useful life with an embedded convolutional LSTM (Zhou et al., ECML PKDD 2020).
+
+The public names are those of ``__init__.pyi``; each is imported when first used, so that ``eclstm --help`` answers at once.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from optuna.trial import FrozenTrial
 
 from eclstm.evaluate import Evaluation
 
@@ -53,3 +54,19 @@ def plot_life(unit: Any, times: NDArray[np.float64], predicted: NDArray[np.float
     panel.set_ylim(bottom=min(0.0, float(predicted.min())))
     panel.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
+
+
+def plot_search(trials: Sequence[FrozenTrial], path: Path) -> None:
+    """Each evaluation of a search in its order, coloured by its budget, and the best so far at the largest budget."""
+    finite = [(i, t) for i, t in enumerate(trials) if t.value is not None and np.isfinite(t.value)]
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    panel = figure.subplots()
+    budgets = [t.user_attrs["budget"] for _, t in finite]
+    dots = panel.scatter([i for i, _ in finite], [t.value for _, t in finite], c=np.log(budgets), cmap="viridis_r", s=22)
+    bar = figure.colorbar(dots, label="epochs")
+    bar.set_ticks([float(np.log(b)) for b in sorted(set(budgets))], labels=[str(b) for b in sorted(set(budgets))])
+    longest = [(i, t.value) for i, t in finite if t.user_attrs["budget"] == max(budgets)]
+    panel.step([i for i, _ in longest], np.minimum.accumulate([v for _, v in longest]), where="post", color="tab:red", linewidth=1)
+    panel.set(xlabel="evaluation", ylabel="validation RMSE (cycles)", title=f"search; red: best at {max(budgets)} epochs")
+    panel.set_yscale("log")
+    figure.savefig(path, dpi=110)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,9 +179,12 @@ def split_segments(table: RunToFailure, model: ECLSTMRegressor, config: ECLSTMCo
     return train.thin(config.every), validation
 
 
-def fit(data: DataOptions, config: ECLSTMConfig, train: RunToFailure) -> ECLSTMTrainer:
-    """Train, or go on with training, in ``config.output_dir``; the trainer's model is the best epoch's."""
-    checkpoint = resumable(config.output_dir, data, config)
+def fit(data: DataOptions, config: ECLSTMConfig, train: RunToFailure, may_change: Collection[str] = ()) -> ECLSTMTrainer:
+    """Train, or go on with training, in ``config.output_dir``; the trainer's model is the best epoch's.
+
+    A run may be continued with other values of the fields in ``may_change`` (more epochs, say).
+    """
+    checkpoint = resumable(config.output_dir, data, config, may_change=may_change)
     seed_everything(config.seed)
     model = build_model(train, config, data.cap)
     trainer = ECLSTMTrainer(model, config, *split_segments(train, model, config))

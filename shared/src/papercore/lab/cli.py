@@ -174,7 +174,7 @@ def _tokens(path: str, known: Iterable[str]) -> list[str]:
             raise ValueError(f"{path}: no flag {key!r}{_nearest(str(key), known)}")
         if value is None:
             continue
-        if isinstance(value, list) and not any(isinstance(item, list | dict) for item in value):
+        if isinstance(value, list) and value and not any(isinstance(item, list | dict) for item in value):
             tokens += [f"--{key}", *map(str, value)]
         else:
             tokens += [f"--{key}={json.dumps(value) if isinstance(value, list | dict) else value}"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from papercore.lab.files import write_json
@@ -31,6 +31,7 @@ class ModuleTrainer(Trainer):
         super().__init__(**kwargs)
         if self.pop_callback(ProgressCallback):
             self.add_callback(ProgressBar())
+        self.pop_callback(PrinterCallback)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
@@ -71,20 +72,21 @@ class ProgressBar(TrainerCallback):
             self.bar = None
 
 
-def resumable(output_dir: str | Path, *options: Any) -> str | None:
+def resumable(output_dir: str | Path, *options: Any, may_change: Collection[str] = ()) -> str | None:
     """The newest complete checkpoint of ``output_dir`` to resume from, or None to start.
 
     Records the options of a run beside it, so that the same command goes on and another one is refused.
 
     Args:
         output_dir: the run's folder. options: the dataclasses that define the run.
+        may_change: fields that a continued run may have otherwise.
 
     Raises:
         ValueError: if the folder holds a run with other options; the message names one.
     """
     output_dir = Path(output_dir)
     record = output_dir / "options.json"
-    now = json.loads(json.dumps({k: v for o in options for k, v in _defining(o).items()}, default=str))
+    now = json.loads(json.dumps({k: v for o in options for k, v in _defining(o).items() if k not in may_change}, default=str))
     if record.exists():
         before = json.loads(record.read_text())
         for key in sorted({*before, *now}):
