@@ -67,8 +67,9 @@ def _blocks(array: Tensor, filters: int) -> Sequence[Tensor]:
 def _same(x: Tensor, kernel: Tensor) -> Tensor:
     """Zero-padded convolution of stride 1: of k - 1 zeros the smaller half comes before, on both axes."""
     cycles, sensors = kernel.shape[2:]
-    before, left = (cycles - 1) // 2, (sensors - 1) // 2
-    return F.conv2d(F.pad(x, (left, sensors - 1 - left, before, cycles - 1 - before)), kernel)
+    if cycles % 2 == 0 or sensors % 2 == 0:
+        x = F.pad(x, (0, 1 - sensors % 2, 0, 1 - cycles % 2))
+    return F.conv2d(x, kernel, padding=((cycles - 1) // 2, (sensors - 1) // 2))
 
 
 def keras_arrays(cell: torch.nn.Module) -> dict[str, Tensor]:

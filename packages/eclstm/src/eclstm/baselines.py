@@ -85,7 +85,7 @@ class ConvLSTM(nn.Module):
     def forward(self, segments: Tensor) -> Float[Tensor, "batch features"]:
         steps = list(sub_windows(segments, self.length).unbind(1))
         for convolution, norm, filters in zip(self.gates, self.norms, self.filters, strict=True):
-            h = c = steps[0].new_zeros(len(segments), filters, self.length)
+            h = c = steps[0].new_zeros(segments.shape[0], filters, self.length)
             outputs = []
             for x in steps:
                 i, f, g, o = convolution(torch.cat([x, h], 1)).chunk(4, 1)

@@ -6,7 +6,7 @@ Backbone", ECML PKDD 2020 (arXiv 2008.03961). Gates are stored in the order inpu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,26 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from eclstm import _dense
+from eclstm._recurrence import ACTIVATIONS, DenseRecurrence, update
 
 State = tuple[Float[Tensor, "batch length sensors filters"], Float[Tensor, "batch length sensors filters"]]
 
 
-def hard_sigmoid(x: Tensor) -> Tensor:
-    """Keras 2's ``clip(0.2 x + 0.5, 0, 1)``; torch's own has the slope 1/6.
-
-    >>> hard_sigmoid(torch.tensor([-3.0, 0.0, 1.0]))
-    tensor([0.0000, 0.5000, 0.7000])
-    """
-    return F.hardsigmoid(1.2 * x)
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "linear": lambda x: x,
-    "hard_sigmoid": hard_sigmoid,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-}
 FUSIONS = ("early", "hybrid")
 
 
@@ -195,7 +180,7 @@ class ECLSTMCell(nn.Module):
         if tuple(x.shape[1:]) != self.input_size:
             raise ValueError(f"expected (length, sensors, channels) {self.input_size}, got {tuple(x.shape[1:])}")
         if state is None:
-            state = (x.new_zeros(len(x), *self.output_size),) * 2
+            state = (x.new_zeros(x.shape[0], *self.output_size),) * 2
         h, c = (s.permute(0, 3, 2, 1) for s in state)
         h, c = self.step(self.input_gates(x.permute(0, 3, 2, 1)), h, c)
         return h.permute(0, 3, 2, 1), c.permute(0, 3, 2, 1)
@@ -221,22 +206,13 @@ class ECLSTMCell(nn.Module):
     def step(self, u: Tensor, h: Tensor | None, c: Tensor | None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(h, c) after one step, from u and the last state (None: zero, skipped); ``mask`` drops parts of h for each gate."""
         if h is None and not self.zero_preserving:
-            h = u.new_zeros(len(u), self.filters[-1], *u.shape[2:])
+            h = u.new_zeros(u.shape[0], self.filters[-1], *u.shape[2:])
         if h is not None:
             masked, groups = (h, 1) if mask is None else ((h.unsqueeze(1) * mask).flatten(1, 2), 4)
             u = u + self.recurrent_gates(masked, groups)
         if c is not None and self.cell_kernel is not None:
             c = _dense.conv(c, self.cell_kernel, None, 1, 1, same=True)
-        return self.update(u, c)
-
-    def update(self, gates: Tensor, remembered: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(h, c) from the summed gates and the convolved cell state (None: zero); channels are axis 1."""
-        gate = ACTIVATIONS[self.recurrent_activation[-1]]
-        i, f, g, o = gates.chunk(4, 1)
-        c = gate(i) * torch.tanh(g)
-        if remembered is not None:
-            c = torch.addcmul(c, gate(f), remembered)
-        return gate(o) * torch.tanh(c), c
+        return update(u, c, self.recurrent_activation[-1])
 
 
 class ECLSTM(nn.Module):
@@ -318,16 +294,16 @@ class ECLSTM(nn.Module):
     ) -> tuple[Tensor, State]:
         if tuple(x.shape[2:]) != self.input_size:
             raise ValueError(f"expected sub-windows of (length, sensors, channels) {self.input_size}, got {tuple(x.shape[2:])}")
-        if not self.batch_first:
+        if self.batch_first:
             x = x.transpose(0, 1)
-        batch, steps = x.shape[:2]
+        steps, batch = x.shape[:2]
         if self.training and self.dropout:
-            mask = F.dropout(x.new_ones(batch, 1, 4, *x.shape[2:]), self.dropout)
+            mask = F.dropout(x.new_ones(batch, 4, *x.shape[2:]), self.dropout)
             each = (x.unsqueeze(2) * mask).permute(0, 1, 2, 5, 4, 3).flatten(2, 3).flatten(0, 1)
             gates = self.cell.input_gates(each, groups=4).permute(0, 3, 2, 1)
         else:
             gates = self._deeper_input_gates(self._first_convolution(x.flatten(0, 1)))
-        return self._recur(gates.unflatten(0, (batch, steps)), state)
+        return self._recur(gates.unflatten(0, (steps, batch)), state)
 
     def forward_segment(
         self, segment: Float[Tensor, "batch rows sensors channels"], state: State | None = None
@@ -347,10 +323,8 @@ class ECLSTM(nn.Module):
         if self.cell.stride > 1 or (self.training and self.dropout):
             windows = segment.unfold(1, length, 1).permute(0, 1, 4, 2, 3)
             return self.forward(windows if self.batch_first else windows.transpose(0, 1), state)
-        once = self._first_convolution(segment)
-        windows = once.unfold(1, length - self.cell.kernel_sizes[0] + 1, 1).permute(0, 1, 4, 2, 3)
-        gates = self._deeper_input_gates(windows.flatten(0, 1))
-        return self._recur(gates.unflatten(0, windows.shape[:2]), state)
+        gates = self._deeper_input_gates(self._first_convolution(segment), dense=False)
+        return self._recur(gates.unfold(1, self.output_size[0], 1).permute(1, 0, 4, 2, 3), state)
 
     def _first_convolution(self, x: Float[Tensor, "items rows sensors channels"]) -> Float[Tensor, "items rows_out sensors_out gates"]:
         """As one linear map of unfolded rows, which reads narrow channels better than a convolution does."""
@@ -360,31 +334,37 @@ class ECLSTM(nn.Module):
             return F.linear(x.flatten(2), kernel.transpose(1, 2).flatten(1), bias).unsqueeze(2)
         return F.linear(x.flatten(3), kernel.flatten(1), bias)
 
-    def _deeper_input_gates(self, x: Float[Tensor, "items rows sensors gates"]) -> Float[Tensor, "items length sensors gates"]:
-        """The convolutions after the first, where gates no longer mix."""
+    def _deeper_input_gates(
+        self, x: Float[Tensor, "items rows sensors gates"], dense: bool = True
+    ) -> Float[Tensor, "items length sensors gates"]:
+        """The convolutions after the first, where gates no longer mix; as matrices, which know only one length, or not."""
         cell = self.cell
         if len(cell.kernels) == 1:
             return x
-        if self.input_matrices is None:
-            x = x.permute(0, 3, 2, 1)
+        if self.input_matrices is None or not dense:
+            x = x.permute(0, 3, 2, 1)  # items, gates, sensors, cycles
             for j in range(1, len(cell.kernels)):
                 x = ACTIVATIONS[cell.conv_activation[j - 1]](x)
                 x = _dense.conv(x, cell.kernels[j], cell.biases[j], cell.stride, 4, same=False)
             return x.permute(0, 3, 2, 1)
-        x = x.unflatten(3, (4, -1)).permute(3, 0, 1, 2, 4).flatten(2)  # gates, items, flat
+        x = x.unflatten(3, (4, -1)).permute(3, 0, 1, 2, 4)
         for j, matrix in enumerate(self.input_matrices, 1):
-            x = ACTIVATIONS[cell.conv_activation[j - 1]](x) @ matrix(cell.kernels[j])
-            x = (x.unflatten(2, (-1, cell.filters[j])) + cell.biases[j].view(4, 1, 1, -1)).flatten(2)
+            weight = matrix(cell.kernels[j])
+            bias = cell.biases[j].view(4, 1, 1, -1).expand(-1, -1, weight.shape[2] // cell.filters[j], -1)
+            x = ACTIVATIONS[cell.conv_activation[j - 1]](x).flatten(2)  # gate, item, flat
+            x = torch.baddbmm(bias.flatten(2), x, weight)
         return x.unflatten(2, self.output_size).permute(1, 2, 3, 0, 4).flatten(3)
 
-    def _recur(self, gates: Float[Tensor, "batch steps length sensors gates"], state: State | None) -> tuple[Tensor, State]:
+    def _recur(self, gates: Float[Tensor, "steps batch length sensors gates"], state: State | None) -> tuple[Tensor, State]:
         masked = self.training and self.recurrent_dropout
         run = self._by_convolution if masked or self.recurrent_matrices is None else self._by_matrix
-        sequence, (h, c) = run(gates, state)
-        output = sequence if self.return_sequences else h
-        return (output.transpose(0, 1) if self.return_sequences and not self.batch_first else output), (h, c)
+        sequence, c = run(gates, state)
+        h = sequence[-1]
+        if not self.return_sequences:
+            return h, (h, c)
+        return (sequence.transpose(0, 1) if self.batch_first else sequence), (h, c)
 
-    def _by_matrix(self, gates: Tensor, state: State | None) -> tuple[Tensor, State]:
+    def _by_matrix(self, gates: Tensor, state: State | None) -> tuple[Tensor, Tensor]:
         """A product of the layers' own matrices: zero padding between two convolutions is not one wider convolution."""
         cell, stack = self.cell, None
         assert self.recurrent_matrices is not None
@@ -393,30 +373,32 @@ class ECLSTM(nn.Module):
         assert stack is not None
         recurrent = stack.transpose(0, 1).flatten(1)  # flat state to the four gates in turn
         cell_matrix = None if cell.cell_kernel is None else self.cell_matrix(cell.cell_kernel)[0]
-        u = gates.unflatten(4, (4, -1)).permute(1, 0, 4, 2, 3, 5).flatten(2)  # steps, batch, (gate, flat)
-        h, c = (None, None) if state is None else (s.flatten(1) for s in state)
-        outputs = []
-        for u_t in u.unbind(0):
-            total = u_t if h is None else torch.addmm(u_t, h, recurrent)
-            h, c = cell.update(total, c if c is None or cell_matrix is None else c @ cell_matrix)
-            outputs.append(h)
-        sequence = torch.stack(outputs, 1).unflatten(2, self.output_size)
-        assert c is not None
-        return sequence, (sequence[:, -1], c.unflatten(1, self.output_size))
+        u = gates.unflatten(4, (4, -1)).permute(0, 1, 4, 2, 3, 5).flatten(2)  # steps, batch, (gate, flat)
+        h0, c0 = (None, None) if state is None else (s.flatten(1) for s in state)
+        activation = cell.recurrent_activation[-1]
+        if torch.is_grad_enabled():
+            hs, c = DenseRecurrence.apply(u, recurrent, cell_matrix, h0, c0, activation)
+        else:
+            outputs, h, c = [], h0, c0
+            for u_t in u.unbind(0):
+                total = u_t if h is None else torch.addmm(u_t, h, recurrent)
+                h, c = update(total, c if c is None or cell_matrix is None else c @ cell_matrix, activation)
+                outputs.append(h)
+            hs = torch.stack(outputs)
+        return hs.unflatten(2, self.output_size), c.unflatten(1, self.output_size)
 
-    def _by_convolution(self, gates: Tensor, state: State | None) -> tuple[Tensor, State]:
+    def _by_convolution(self, gates: Tensor, state: State | None) -> tuple[Tensor, Tensor]:
         mask = None
         if self.training and self.recurrent_dropout:
             length, sensors, filters = self.output_size
-            mask = F.dropout(gates.new_ones(len(gates), 4, filters, sensors, length), self.recurrent_dropout)
+            mask = F.dropout(gates.new_ones(gates.shape[1], 4, filters, sensors, length), self.recurrent_dropout)
         h, c = (None, None) if state is None else (s.permute(0, 3, 2, 1) for s in state)
         outputs = []
-        for u_t in gates.permute(1, 0, 4, 3, 2).unbind(0):
+        for u_t in gates.permute(0, 1, 4, 3, 2).unbind(0):
             h, c = self.cell.step(u_t, h, c, mask)
             outputs.append(h.permute(0, 3, 2, 1))
         assert c is not None
-        sequence = torch.stack(outputs, 1)
-        return sequence, (sequence[:, -1], c.permute(0, 3, 2, 1))
+        return torch.stack(outputs), c.permute(0, 3, 2, 1)
 
 
 def load_keras_weights(module: ECLSTM | ECLSTMCell, arrays: Mapping[str, np.ndarray]) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import io
+import lzma
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +99,12 @@ class RunToFailure:
             raise ValueError(f"{self.name}: the table has no rows")
         if not self.columns:
             raise ValueError(f"{self.name}: no feature columns beside {unit!r} and {time!r}")
-        frame = frame.sort_values([unit, time], kind="stable")
+        of_unit, _ = pd.factorize(frame[unit], sort=True)
+        unnamed = np.flatnonzero(of_unit < 0)
+        if len(unnamed):
+            at = frame[time].iloc[unnamed[0]]
+            raise ValueError(f"{self.name}: column {unit!r} is empty at {time} {at} ({len(unnamed)} such rows); every row needs its unit")
+        frame = frame.iloc[np.lexsort((self._numeric(frame, time, unit, time), of_unit))]
         numbers = {column: self._numeric(frame, column, unit, time) for column in [time, *self.columns, *([rul] if rul else [])]}
         self.values = np.stack([numbers[column] for column in self.columns], 1)
         self.times = numbers[time]
@@ -112,12 +119,14 @@ class RunToFailure:
         self.remaining = np.zeros(len(self.units)) if rul is None else numbers[rul][self.starts[1:] - 1]
 
     def _numeric(self, frame: pd.DataFrame, column: str, unit: str, time: str) -> NDArray[np.float64]:
+        if pd.api.types.is_datetime64_any_dtype(frame[column]):
+            raise ValueError(f"{self.name}: column {column!r} holds dates; give numbers, such as hours since the first")
         numbers = pd.to_numeric(frame[column], errors="coerce").to_numpy(np.float64)
         bad = np.flatnonzero(~np.isfinite(numbers))
         if len(bad):
-            row = frame.iloc[bad[0]]
+            of_unit, at, found = (frame[name].iloc[bad[0]] for name in (unit, time, column))
             raise ValueError(
-                f"{self.name}: unit {row[unit]}, {time} {row[time]}, column {column!r}: {row[column]!r} is not a finite number "
+                f"{self.name}: unit {of_unit}, {time} {at}, column {column!r}: {found} is not a finite number "
                 f"({len(bad)} such rows); drop or fill them, or leave the column out"
             )
         return numbers
@@ -168,7 +177,7 @@ def _read_table(path: Path) -> pd.DataFrame:
             raise ValueError(f"{path}: reading Parquet needs pyarrow: pip install 'eclstm[parquet]'") from None
     try:
         return pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not a readable CSV table: {error}") from None
 
 
@@ -190,20 +199,29 @@ class CMAPSS:
         if subset not in SUBSETS:
             raise ValueError(f"subset {subset!r} is unknown: choose from {', '.join(SUBSETS)}")
         wanted = [f"train_{subset}.txt", f"test_{subset}.txt", f"RUL_{subset}.txt"]
-        texts = _read_members(Path(root), wanted)
-        self.train, self.test = (self._table(name, texts[name]) for name in wanted[:2])
-        rul = np.loadtxt(io.BytesIO(texts[wanted[2]]), ndmin=1)
+        try:
+            texts = _read_members(Path(root), wanted)
+        except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
+            raise ValueError(f"{root}: damaged archive: {error}") from None
+        columns = ["unit", "cycle", *SETTINGS, *SENSORS]
+        frames = [self._frame(name, texts[name], columns) for name in wanted[:2]]
+        self.train, self.test = (RunToFailure(frame, name=name) for frame, name in zip(frames, wanted, strict=False))
+        rul = pd.to_numeric(self._frame(wanted[2], texts[wanted[2]], ["rul"])["rul"], errors="coerce").to_numpy(np.float64)
+        if not np.isfinite(rul).all():
+            raise ValueError(f"{wanted[2]}, row {np.flatnonzero(~np.isfinite(rul))[0] + 1}: not a finite number")
         if len(rul) != len(self.test):
             raise ValueError(f"{wanted[2]} has {len(rul)} rows and {wanted[1]} has {len(self.test)} units: they must be equal")
         self.test.remaining = rul
 
     @staticmethod
-    def _table(name: str, text: bytes) -> RunToFailure:
-        frame = pd.read_csv(io.BytesIO(text), sep=r"\s+", header=None)
-        columns = ["unit", "cycle", *SETTINGS, *SENSORS]
+    def _frame(name: str, text: bytes, columns: list[str]) -> pd.DataFrame:
+        try:
+            frame = pd.read_csv(io.BytesIO(text), sep=r"\s+", header=None)
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+            raise ValueError(f"{name}: not a C-MAPSS text file: {error}") from None
         if frame.shape[1] != len(columns):
             raise ValueError(f"{name}: {frame.shape[1]} columns where C-MAPSS has {len(columns)}")
-        return RunToFailure(frame.set_axis(columns, axis=1), name=name)
+        return frame.set_axis(columns, axis=1)
 
 
 def _read_members(root: Path, wanted: Sequence[str]) -> dict[str, bytes]:

@@ -17,7 +17,8 @@ def export_program(model: ECLSTMRegressor) -> torch.export.ExportedProgram:
     """The graph in evaluation mode: (batch, rows, columns) raw segments to (batch,), for any batch size."""
     model = model.eval()
     example = torch.zeros(2, model.rows, len(model.columns))
-    return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    with torch.no_grad():
+        return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
 
 
 def export_onnx(model: ECLSTMRegressor, path: str | Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,6 +65,22 @@ class Standardize(nn.Module):
             self.deviation[k] = torch.where(deviation > 1e-9 * mine.mean(0).abs(), deviation, 1.0)
 
 
+@contextmanager
+def _named(part: str) -> Iterator[None]:
+    """Turn what a constructor says of a user's arguments into an error that names the part of the network."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{part}: {error}") from None
+
+
+def _convolution(channels: int, filters: int = 10, kernel_size: int = 3, stride: int = 2) -> nn.Conv2d:
+    """Over the cycles alone of (batch, channels, sensors, cycles)."""
+    if min(filters, kernel_size, stride) < 1:
+        raise ValueError(f"filters, kernel_size and stride must be positive, got {filters}, {kernel_size} and {stride}")
+    return nn.Conv2d(channels, filters, (1, kernel_size), (1, stride))
+
+
 class ECLSTMNetwork(nn.Module):
     """Convolutions on each sub-window (none by default), then ECLSTM layers with batch normalisation after each.
 
@@ -83,16 +100,19 @@ class ECLSTMNetwork(nn.Module):
         self.length = length
         channels = 1
         blocks: list[nn.Module] = []
-        for spec in preprocessing:
-            kernel_size, stride, filters = spec.get("kernel_size", 3), spec.get("stride", 2), spec.get("filters", 10)
-            length = state_length(length, [kernel_size], stride)
-            blocks += [nn.Conv2d(channels, filters, (1, kernel_size), (1, stride)), nn.ReLU()]
-            channels = filters
+        for index, spec in enumerate(preprocessing):
+            with _named(f"preprocessing[{index}]"):
+                convolution = _convolution(channels, **spec)
+                length = state_length(length, convolution.kernel_size[1:], convolution.stride[1])
+            blocks += [convolution, nn.ReLU()]
+            channels = convolution.out_channels
         self.preprocessing = nn.Sequential(*blocks)
         size = (length, sensors, channels)
         self.layers, self.norms = nn.ModuleList(), nn.ModuleList()
         for index, spec in enumerate(layers):
-            layer = ECLSTM(size, return_sequences=index < len(layers) - 1, **spec)
+            with _named(f"layers[{index}]"):
+                # Steps come first between the layers: that is how they compute, so nothing is copied.
+                layer = ECLSTM(size, return_sequences=index < len(layers) - 1, batch_first=False, **spec)
             self.layers.append(layer)
             size = layer.output_size
             self.norms.append(ChannelNorm(size[2], momentum))
@@ -100,7 +120,7 @@ class ECLSTMNetwork(nn.Module):
 
     def forward(self, segments: Float[Tensor, "batch rows sensors"]) -> Float[Tensor, "batch features"]:
         if len(self.preprocessing):
-            windows = sub_windows(segments, self.length)
+            windows = sub_windows(segments, self.length).transpose(0, 1)
             maps = self.preprocessing(windows.flatten(0, 1).unsqueeze(1))
             x, first = maps.permute(0, 3, 2, 1).unflatten(0, windows.shape[:2]), 0
         else:
@@ -168,6 +188,14 @@ class ECLSTMRegressor(
             raise ValueError("features is empty: name at least one sensor column")
         if sequence_length < 1:
             raise ValueError(f"sequence_length must be at least 1, got {sequence_length}")
+        if layers is not None and (not isinstance(layers, list | tuple) or not layers):
+            raise ValueError(f"layers must be a list with an entry for each layer, got {layers!r}")
+        if layers is not None and network != "eclstm" and not all(isinstance(width, int) and width > 0 for width in layers):
+            raise ValueError(f"layers of {network} are widths, positive whole numbers, got {layers}")
+        if any(width < 1 for width in dense):
+            raise ValueError(f"dense widths must be positive, got {list(dense)}")
+        if conditions < 1:
+            raise ValueError(f"conditions must be at least 1, got {conditions}")
         if (conditions > 1) != bool(condition_columns):
             raise ValueError(f"conditions {conditions} and condition_columns {list(condition_columns)} need each other")
         self.columns = [*condition_columns, *features]

@@ -61,7 +61,8 @@ SUMMARY_COLUMNS = ["method", "task", "metric", "baseline", "ours", "gain [95 %]"
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on the terminal."""
-    table = Table(title=title, title_justify="left")
+    console.print(f"\n{title}", style="bold", soft_wrap=True)
+    table = Table()
     for column in columns:
         table.add_column(column)
     for row in rows:
