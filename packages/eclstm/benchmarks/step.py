@@ -16,12 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from eclstm import ECLSTM, ECLSTMRegressor
 from papercore.lab.report import markdown_table
 from papercore.lab.study import machine, versions
 from papercore.ops import peak_memory, pick_device
 from torch import Tensor, nn
-
-from eclstm import ECLSTM, ECLSTMRegressor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from literal import keras_arrays, literal_eclstm
@@ -111,7 +110,10 @@ def main() -> None:
     device = pick_device()
     optimizers = {name: torch.optim.Adam(model.parameters(), fused=True) for name, model in models.items()}
     ours = next(iter(models))
-    print(f"{datetime.date.today()}. {machine()}, {options.threads} threads. " + ", ".join(f"{k} {v}" for k, v in versions("eclstm").items()))
+    print(
+        f"{datetime.date.today()}. {machine()}, {options.threads} threads. "
+        + ", ".join(f"{k} {v}" for k, v in versions("eclstm").items())
+    )
     print(f"Command: `python packages/eclstm/benchmarks/step.py {' '.join(sys.argv[1:])}`\n")
     rows = []
     for size in options.batches:

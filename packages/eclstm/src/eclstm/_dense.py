@@ -15,7 +15,9 @@ def same_padding(kernel: int) -> tuple[int, int]:
     return (kernel - 1) // 2, kernel // 2
 
 
-def conv(x: Float[Tensor, "n i s l"], kernel: Tensor, bias: Tensor | None, stride: int, groups: int, same: bool) -> Tensor:
+def conv(
+    x: Float[Tensor, "n i s l"], kernel: Tensor, bias: Tensor | None, stride: int, groups: int, same: bool
+) -> Tensor:
     """Cross-correlation over (sensors, cycles), zero-padded to the same size or valid."""
     if same:
         x = F.pad(x, (*same_padding(kernel.shape[3]), *same_padding(kernel.shape[2])))

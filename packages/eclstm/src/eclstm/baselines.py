@@ -13,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def sub_windows(segments: Float[Tensor, "batch rows sensors"], length: int) -> Float[Tensor, "batch steps sensors length"]:
+def sub_windows(
+    segments: Float[Tensor, "batch rows sensors"], length: int
+) -> Float[Tensor, "batch steps sensors length"]:
     """Views of the overlapping sub-windows, each one row later than the one before."""
     return segments.unfold(1, length, 1)
 

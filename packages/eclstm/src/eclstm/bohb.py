@@ -1,7 +1,7 @@
 """Bayesian optimisation and Hyperband (BOHB; Falkner et al., ICML 2018), synchronous, on Optuna's sampler and storage.
 
-Every evaluation (a configuration trained to a budget) is one finished trial in the study, with ``bracket``, ``index`` and
-``budget`` among its user attributes. What to do next follows from these and the seed alone, so any number of workers that
+Every evaluation (a configuration trained to a budget) is one finished trial in the study, with ``bracket``, ``configuration``
+and ``budget`` among its user attributes. What to do next follows from these and the seed alone, so any number of workers that
 share the storage and the folder compute the same plan, a killed one is continued by the next, and the same seed
 gives the same trials.
 """
@@ -56,10 +56,10 @@ def brackets(min_budget: int, max_budget: int, eta: int = 3) -> list[list[Rung]]
 
 
 class Evaluation(NamedTuple):
-    """One thing to do: train configuration ``index`` of a bracket to ``budget``."""
+    """One thing to do: train a configuration of a bracket, by its number there, to a budget."""
 
     bracket: int
-    index: int
+    configuration: int
     budget: int
 
 
@@ -101,7 +101,7 @@ def hyperband(
             break
         configurations: dict[int, list[FrozenTrial]] = {}
         for evaluation in missing:
-            work = folder / f"bracket-{evaluation.bracket}-{evaluation.index}"
+            work = folder / f"bracket-{evaluation.bracket}-{evaluation.configuration}"
             work.mkdir(parents=True, exist_ok=True)
             try:
                 with FileLock(work / "lock", timeout=0):
@@ -110,7 +110,7 @@ def hyperband(
                     b = evaluation.bracket
                     if b not in configurations:
                         configurations[b] = _sample(study, space, b, plan[b][0].configurations, seed, random_share)
-                    drawn = configurations[b][evaluation.index]
+                    drawn = configurations[b][evaluation.configuration]
                     value = objective(dict(drawn.user_attrs["options"]), evaluation.budget, work)
                     attributes = {**evaluation._asdict(), "options": drawn.user_attrs["options"]}
                     trial = create_trial(
@@ -126,7 +126,9 @@ def hyperband(
                 continue
         else:
             time.sleep(1.0)
-    return min((t for t in _done(study).values() if t.user_attrs["budget"] == max_budget), key=lambda t: (t.value, t.number))
+    return min(
+        (t for t in _done(study).values() if t.user_attrs["budget"] == max_budget), key=lambda t: (t.value, t.number)
+    )
 
 
 def _done(study: optuna.Study) -> dict[Evaluation, FrozenTrial]:
@@ -146,8 +148,8 @@ def _ready(study: optuna.Study, plan: list[list[Rung]]) -> Iterator[Evaluation]:
                 yield from missing
                 return
             if i + 1 < len(rungs):
-                ranked = sorted(wanted, key=lambda e: (done[e].value, e.index))
-                indices = sorted(e.index for e in ranked[: rungs[i + 1].configurations])  # type: ignore[assignment]
+                ranked = sorted(wanted, key=lambda e: (done[e].value, e.configuration))
+                indices = sorted(e.configuration for e in ranked[: rungs[i + 1].configurations])  # type: ignore[assignment]
 
 
 def _sample(

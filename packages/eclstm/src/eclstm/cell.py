@@ -49,7 +49,9 @@ def state_length(length: int, kernel_sizes: Sequence[int], stride: int = 1) -> i
 def _one_each(name: str, value: str | int | Sequence[Any], filters: Sequence[int]) -> list[Any]:
     values = [value] * len(filters) if isinstance(value, str | int) else list(value)
     if len(values) != len(filters):
-        raise ValueError(f"{name} {values} has {len(values)} entries and filters {list(filters)} has {len(filters)}: give one each")
+        raise ValueError(
+            f"{name} {values} has {len(values)} entries and filters {list(filters)} has {len(filters)}: give one each"
+        )
     return values
 
 
@@ -138,7 +140,9 @@ class ECLSTMCell(nn.Module):
         # The authors take the recurrent width from the length without stride, even when there is one: that can leave none.
         unstrided = length - sum(k - 1 for k in self.kernel_sizes)
         if unstrided < 1:
-            raise ValueError(f"window {length} leaves no recurrent kernel after kernels {self.kernel_sizes}: lengthen the window")
+            raise ValueError(
+                f"window {length} leaves no recurrent kernel after kernels {self.kernel_sizes}: lengthen the window"
+            )
         self.kernels, self.biases, self.recurrent_kernels = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
         for out, kernel_size, fusion_j in zip(self.filters, self.kernel_sizes, self.fusion, strict=True):
             width, sensors = (sensors, 1) if fusion_j == "early" else (1, sensors)
@@ -284,7 +288,8 @@ class ECLSTM(nn.Module):
         self.recurrent_matrices: nn.ModuleList | None = None
         if cell.linear_recurrence and elements[-1] <= _dense.LIMIT:
             self.recurrent_matrices = nn.ModuleList(
-                _dense.ConvolutionMatrix(kernel.shape, sizes[-1], sizes[-1], same=True) for kernel in cell.recurrent_kernels
+                _dense.ConvolutionMatrix(kernel.shape, sizes[-1], sizes[-1], same=True)
+                for kernel in cell.recurrent_kernels
             )
             last = cell.recurrent_kernels[-1].shape
             self.cell_matrix = _dense.ConvolutionMatrix(last, sizes[-1], sizes[-1], gates=1, same=True)
@@ -293,7 +298,9 @@ class ECLSTM(nn.Module):
         self, x: Float[Tensor, "batch steps length sensors channels"], state: State | None = None
     ) -> tuple[Tensor, State]:
         if tuple(x.shape[2:]) != self.input_size:
-            raise ValueError(f"expected sub-windows of (length, sensors, channels) {self.input_size}, got {tuple(x.shape[2:])}")
+            raise ValueError(
+                f"expected sub-windows of (length, sensors, channels) {self.input_size}, got {tuple(x.shape[2:])}"
+            )
         if self.batch_first:
             x = x.transpose(0, 1)
         steps, batch = x.shape[:2]
@@ -326,7 +333,9 @@ class ECLSTM(nn.Module):
         gates = self._deeper_input_gates(self._first_convolution(segment), dense=False)
         return self._recur(gates.unfold(1, self.output_size[0], 1).permute(1, 0, 4, 2, 3), state)
 
-    def _first_convolution(self, x: Float[Tensor, "items rows sensors channels"]) -> Float[Tensor, "items rows_out sensors_out gates"]:
+    def _first_convolution(
+        self, x: Float[Tensor, "items rows sensors channels"]
+    ) -> Float[Tensor, "items rows_out sensors_out gates"]:
         """As one linear map of unfolded rows, which reads narrow channels better than a convolution does."""
         kernel, bias = self.cell.kernels[0], self.cell.biases[0]
         x = x.unfold(1, kernel.shape[3], self.cell.stride)  # items, rows', sensors, channels, cycles
@@ -355,7 +364,9 @@ class ECLSTM(nn.Module):
             x = torch.baddbmm(bias.flatten(2), x, weight)
         return x.unflatten(2, self.output_size).permute(1, 2, 3, 0, 4).flatten(3)
 
-    def _recur(self, gates: Float[Tensor, "steps batch length sensors gates"], state: State | None) -> tuple[Tensor, State]:
+    def _recur(
+        self, gates: Float[Tensor, "steps batch length sensors gates"], state: State | None
+    ) -> tuple[Tensor, State]:
         masked = self.training and self.recurrent_dropout
         run = self._by_convolution if masked or self.recurrent_matrices is None else self._by_matrix
         sequence, c = run(gates, state)
@@ -417,16 +428,22 @@ def load_keras_weights(module: ECLSTM | ECLSTMCell, arrays: Mapping[str, np.ndar
 
     def take(name: str, shape: torch.Size, blocks: int = 4) -> Tensor:
         if name not in arrays:
-            raise ValueError(f"array {name!r} is missing: the layer has {last + 1} convolutions, the arrays are {sorted(arrays)}")
+            raise ValueError(
+                f"array {name!r} is missing: the layer has {last + 1} convolutions, the arrays are {sorted(arrays)}"
+            )
         array = torch.as_tensor(np.asarray(arrays[name]))
         wanted = (shape[0] // 4 * blocks, *shape[1:])
         array = array.permute(3, 2, 1, 0) if array.ndim == 4 else array
         if tuple(array.shape) != wanted:
-            raise ValueError(f"array {name!r} has {tuple(array.shape)} where the layer has {wanted} (out, in, sensors, cycles)")
+            raise ValueError(
+                f"array {name!r} has {tuple(array.shape)} where the layer has {wanted} (out, in, sensors, cycles)"
+            )
         return array
 
     with torch.no_grad():
-        for j, (kernel, bias, recurrent) in enumerate(zip(cell.kernels, cell.biases, cell.recurrent_kernels, strict=True)):
+        for j, (kernel, bias, recurrent) in enumerate(
+            zip(cell.kernels, cell.biases, cell.recurrent_kernels, strict=True)
+        ):
             kernel.copy_(take(f"kernel_{j}", kernel.shape))
             bias.copy_(take(f"bias_{j}", bias.shape))
             joined = j == last and cell.cell_kernel is not None

@@ -14,15 +14,15 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from papercore.lab.cli import flag
 from scipy import stats
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -94,7 +94,9 @@ class RunToFailure:
         self.columns = [c for c in frame.columns if c not in (unit, time, rul)] if features is None else list(features)
         for column in (unit, time, *([rul] if rul else []), *self.columns):
             if column not in frame.columns:
-                raise ValueError(f"{self.name}: column {column!r} is missing; it has {', '.join(map(str, frame.columns))}")
+                raise ValueError(
+                    f"{self.name}: column {column!r} is missing; it has {', '.join(map(str, frame.columns))}"
+                )
         if frame.empty:
             raise ValueError(f"{self.name}: the table has no rows")
         if not self.columns:
@@ -103,9 +105,14 @@ class RunToFailure:
         unnamed = np.flatnonzero(of_unit < 0)
         if len(unnamed):
             at = frame[time].iloc[unnamed[0]]
-            raise ValueError(f"{self.name}: column {unit!r} is empty at {time} {at} ({len(unnamed)} such rows); every row needs its unit")
+            raise ValueError(
+                f"{self.name}: column {unit!r} is empty at {time} {at} ({len(unnamed)} such rows); every row needs its unit"
+            )
         frame = frame.iloc[np.lexsort((self._numeric(frame, time, unit, time), of_unit))]
-        numbers = {column: self._numeric(frame, column, unit, time) for column in [time, *self.columns, *([rul] if rul else [])]}
+        numbers = {
+            column: self._numeric(frame, column, unit, time)
+            for column in [time, *self.columns, *([rul] if rul else [])]
+        }
         self.values = np.stack([numbers[column] for column in self.columns], 1)
         self.times = numbers[time]
         names = frame[unit].to_numpy()
@@ -115,7 +122,9 @@ class RunToFailure:
         repeated = np.flatnonzero((names[1:] == names[:-1]) & (np.diff(self.times) == 0))
         if len(repeated):
             at = repeated[0]
-            raise ValueError(f"{self.name}: unit {names[at]} has {time} {self.times[at]:g} twice; times must differ within a unit")
+            raise ValueError(
+                f"{self.name}: unit {names[at]} has {time} {self.times[at]:g} twice; times must differ within a unit"
+            )
         self.remaining = np.zeros(len(self.units)) if rul is None else numbers[rul][self.starts[1:] - 1]
 
     def _numeric(self, frame: pd.DataFrame, column: str, unit: str, time: str) -> NDArray[np.float64]:
@@ -145,7 +154,9 @@ class RunToFailure:
         part.name, part.columns = self.name, self.columns
         units = np.asarray(units, np.int64)
         lengths = self.lengths[units] if rows is None else np.asarray(rows, np.int64)
-        index = np.concatenate([np.arange(self.starts[u], self.starts[u] + n) for u, n in zip(units, lengths, strict=True)])
+        index = np.concatenate(
+            [np.arange(self.starts[u], self.starts[u] + n) for u, n in zip(units, lengths, strict=True)]
+        )
         part.units = [self.units[u] for u in units]
         part.values, part.times = self.values[index], self.times[index]
         part.starts = np.r_[0, np.cumsum(lengths)]
@@ -156,7 +167,9 @@ class RunToFailure:
     def split(self, share: float, seed: int) -> tuple[RunToFailure, RunToFailure]:
         """Two tables of whole units, the second with ``share`` of them (at least one): no unit is on both sides."""
         if not 0 < share < 1 or len(self) < 2:
-            raise ValueError(f"{self.name}: cannot split {len(self)} units at a share of {share}: need 2 units and 0 < share < 1")
+            raise ValueError(
+                f"{self.name}: cannot split {len(self)} units at a share of {share}: need 2 units and 0 < share < 1"
+            )
         order = np.random.default_rng(seed).permutation(len(self))
         held_out = min(max(1, round(share * len(self))), len(self) - 1)
         return self.select(np.sort(order[held_out:])), self.select(np.sort(order[:held_out]))
@@ -177,7 +190,14 @@ def _read_table(path: Path) -> pd.DataFrame:
             raise ValueError(f"{path}: reading Parquet needs pyarrow: pip install 'eclstm[parquet]'") from None
     try:
         return pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+    except (
+        pd.errors.ParserError,
+        pd.errors.EmptyDataError,
+        UnicodeDecodeError,
+        OSError,
+        EOFError,
+        zlib.error,
+    ) as error:
         raise ValueError(f"{path}: not a readable CSV table: {error}") from None
 
 
@@ -206,11 +226,15 @@ class CMAPSS:
         columns = ["unit", "cycle", *SETTINGS, *SENSORS]
         frames = [self._frame(name, texts[name], columns) for name in wanted[:2]]
         self.train, self.test = (RunToFailure(frame, name=name) for frame, name in zip(frames, wanted, strict=False))
-        rul = pd.to_numeric(self._frame(wanted[2], texts[wanted[2]], ["rul"])["rul"], errors="coerce").to_numpy(np.float64)
+        rul = pd.to_numeric(self._frame(wanted[2], texts[wanted[2]], ["rul"])["rul"], errors="coerce").to_numpy(
+            np.float64
+        )
         if not np.isfinite(rul).all():
             raise ValueError(f"{wanted[2]}, row {np.flatnonzero(~np.isfinite(rul))[0] + 1}: not a finite number")
         if len(rul) != len(self.test):
-            raise ValueError(f"{wanted[2]} has {len(rul)} rows and {wanted[1]} has {len(self.test)} units: they must be equal")
+            raise ValueError(
+                f"{wanted[2]} has {len(rul)} rows and {wanted[1]} has {len(self.test)} units: they must be equal"
+            )
         self.test.remaining = rul
 
     @staticmethod
@@ -229,7 +253,9 @@ def _read_members(root: Path, wanted: Sequence[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     if root.is_dir():
         found = {name: path.read_bytes() for name in wanted for path in sorted(root.rglob(name))[:1]}
-        archives = sorted(p for p in root.iterdir() if zipfile.is_zipfile(p) or p.name.endswith((".tar.xz", ".tar.gz", ".tgz")))
+        archives = sorted(
+            p for p in root.iterdir() if zipfile.is_zipfile(p) or p.name.endswith((".tar.xz", ".tar.gz", ".tgz"))
+        )
         if not found and archives:
             return _read_members(archives[0], wanted)
     elif not root.exists():
@@ -274,7 +300,9 @@ def select_features(table: RunToFailure, cap: float | None = 120.0, significance
         if p <= significance:
             kept.append(column)
     if not kept:
-        raise ValueError(f"{table.name}: no column depends on the remaining life (p > {significance} or constant in all of them)")
+        raise ValueError(
+            f"{table.name}: no column depends on the remaining life (p > {significance} or constant in all of them)"
+        )
     return kept
 
 
@@ -340,7 +368,7 @@ class Segments(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {name: value[0] for name, value in self.__getitems__([index]).items()}
 
-    def arrays(self) -> tuple[Float[np.ndarray, "n columns rows"], Float[np.ndarray, "n"]]:
+    def arrays(self) -> tuple[Float[np.ndarray, "n columns rows"], Float[np.ndarray, " n"]]:
         """Everything materialised as (segments, columns, rows) and (segments,), the layout of tsai and sktime."""
         batch = self.__getitems__(range(len(self)))
         return batch["segments"].transpose(1, 2).numpy(), batch["labels"].numpy()
@@ -361,7 +389,9 @@ def simulate(units: int, seed: int, conditions: int = 3, cut: bool = False) -> R
     gain = machine.choice([-1.0, 1.0], len(SENSORS)) * machine.uniform(0.3, 1.2, len(SENSORS))
     noise = machine.uniform(0.15, 0.5, len(SENSORS))
     constant = machine.permutation(len(SENSORS))[:4]
-    operating_points = np.array([[0, 0.0, 100], [10, 0.25, 100], [20, 0.7, 100], [25, 0.62, 60], [35, 0.84, 100], [42, 0.84, 100]])
+    operating_points = np.array(
+        [[0, 0.0, 100], [10, 0.25, 100], [20, 0.7, 100], [25, 0.62, 60], [35, 0.84, 100], [42, 0.84, 100]]
+    )
 
     rng = np.random.default_rng([seed, 1])
     frames = []
@@ -384,19 +414,19 @@ def simulate(units: int, seed: int, conditions: int = 3, cut: bool = False) -> R
 class DataOptions:
     """Where the histories come from and how they are labelled."""
 
-    data: str = field(
-        default="simulated",
-        metadata={"help": "simulated; cmapss (in $PAPERCORE_DATA/eclstm); a C-MAPSS folder or archive; or a CSV / Parquet table"},
+    data: str = flag(
+        "simulated; cmapss (in $PAPERCORE_DATA/eclstm); a C-MAPSS folder or archive; or a CSV / Parquet table",
+        "simulated",
     )
-    subset: str = field(default="FD001", metadata={"help": "C-MAPSS: FD001 to FD004"})
-    test_data: str | None = field(
-        default=None, metadata={"help": "table to test on; without it a fifth of the units is held out, each cut at a random time"}
+    subset: str = flag("C-MAPSS: FD001 to FD004", "FD001")
+    test_data: str | None = flag(
+        "table to test on; without it a fifth of the units is held out, each cut at a random time", None
     )
-    unit: str = field(default="unit", metadata={"help": "table: column that names the unit"})
-    time: str = field(default="cycle", metadata={"help": "table: column of the time; predictions get its unit"})
-    features: list[str] | None = field(default=None, metadata={"help": "table: columns to read; all others if not given"})
-    rul: str | None = field(default=None, metadata={"help": "table: column of the life left, if units had not failed when last seen"})
-    cap: float | None = field(default=120.0, metadata={"help": "largest label, in units of time (authors' code: 120)"})
+    unit: str = flag("table: column that names the unit", "unit")
+    time: str = flag("table: column of the time; predictions get its unit", "cycle")
+    features: list[str] | None = flag("table: columns to read; all others if not given", None)
+    rul: str | None = flag("table: column of the life left, if units had not failed when last seen", None)
+    cap: float | None = flag("largest label, in units of time (authors' code: 120)", 120.0)
 
     @property
     def name(self) -> str:
@@ -419,7 +449,9 @@ def load(options: DataOptions, seed: int) -> tuple[RunToFailure, RunToFailure]:
         return simulate(36, seed=0), simulate(40, seed=1, cut=True)
     if options.data == "cmapss":
         if "PAPERCORE_DATA" not in os.environ:
-            raise ValueError("--data cmapss reads $PAPERCORE_DATA/eclstm: set PAPERCORE_DATA, or give the folder or archive itself")
+            raise ValueError(
+                "--data cmapss reads $PAPERCORE_DATA/eclstm: set PAPERCORE_DATA, or give the folder or archive itself"
+            )
         sets = CMAPSS(Path(os.environ["PAPERCORE_DATA"]) / "eclstm", options.subset)
         return sets.train, sets.test
     path = Path(options.data)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from papercore.lab.cli import flag
 from papercore.lab.files import write_json
 from papercore.lab.report import console, print_table
 
@@ -34,7 +35,9 @@ def rul_score(true: ArrayLike, predicted: ArrayLike) -> float:
     d = np.asarray(predicted, np.float64) - np.asarray(true, np.float64)
     exponent = np.where(d < 0, -d / 13, d / 10)
     if (exponent > 500).any():
-        warnings.warn(f"Score: an error of {np.abs(d).max():.3g} cycles is clipped so that exp does not overflow", stacklevel=2)
+        warnings.warn(
+            f"Score: an error of {np.abs(d).max():.3g} cycles is clipped so that exp does not overflow", stacklevel=2
+        )
     return float(np.expm1(np.minimum(exponent, 500)).sum())
 
 
@@ -78,9 +81,14 @@ class Evaluation:
     def show(self, title: str) -> None:
         """The metrics as a table that names the protocol."""
         m = self.metrics
-        protocol = f"{title}: last segment of each of {m['units']} units, {m['units_beyond_cap']} of them beyond the cap"
+        protocol = (
+            f"{title}: last segment of each of {m['units']} units, {m['units_beyond_cap']} of them beyond the cap"
+        )
         cap = "no cap" if self.cap is None else f"labels capped at {self.cap:g}"
-        rows = [[cap, f"{m['rmse']:.2f}", f"{m['score']:.0f}"], ["raw labels", f"{m['rmse_raw']:.2f}", f"{m['score_raw']:.0f}"]]
+        rows = [
+            [cap, f"{m['rmse']:.2f}", f"{m['score']:.0f}"],
+            ["raw labels", f"{m['rmse_raw']:.2f}", f"{m['score_raw']:.0f}"],
+        ]
         print_table(protocol, ["labels", "RMSE (cycles)", "Score"], rows)
 
 
@@ -121,10 +129,10 @@ def load_model(folder: str) -> ECLSTMRegressor:
 class EvalOptions:
     """What to evaluate."""
 
-    model: str = field(metadata={"help": "folder that `eclstm train` wrote, or a Hub name"})
-    output_dir: str | None = field(default=None, metadata={"help": "where metrics.json and the plot go; the model's folder if not given"})
-    every_window: bool = field(default=False, metadata={"help": "also judge every segment of the test units, not the last alone"})
-    seed: int = field(default=0, metadata={"help": "that the model was trained with: decides which units a table holds out"})
+    model: str = flag("folder that `eclstm train` wrote, or a Hub name")
+    output_dir: str | None = flag("where metrics.json and the plot go; the model's folder if not given", None)
+    every_window: bool = flag("also judge every segment of the test units, not the last alone", False)
+    seed: int = flag("that the model was trained with: decides which units a table holds out", 0)
 
 
 def evaluate_checkpoint(options: EvalOptions, data: DataOptions) -> dict[str, float]:
@@ -139,7 +147,9 @@ def evaluate_checkpoint(options: EvalOptions, data: DataOptions) -> dict[str, fl
     if options.every_window:
         every = all_windows(model, test)
         metrics |= {f"every_window_{name}": value for name, value in every.items()}
-        console.print(f"every one of {every['segments']} segments: RMSE {every['rmse']:.2f} capped, {every['rmse_raw']:.2f} raw")
+        console.print(
+            f"every one of {every['segments']} segments: RMSE {every['rmse']:.2f} capped, {every['rmse_raw']:.2f} raw"
+        )
     folder = Path(options.output_dir or options.model)
     write_json(folder / "metrics.json", metrics)
     plot_predictions(result, folder / "predicted.png", data.name)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from papercore.lab.cli import flag
 from papercore.lab.report import console
 
 from eclstm.evaluate import load_model
@@ -46,8 +47,8 @@ def export_onnx(model: ECLSTMRegressor, path: str | Path) -> None:
 class ExportOptions:
     """What to write."""
 
-    model: str = field(metadata={"help": "folder that `eclstm train` wrote, or a Hub name"})
-    output: str | None = field(default=None, metadata={"help": "file to write; model.onnx in the model's folder if not given"})
+    model: str = flag("folder that `eclstm train` wrote, or a Hub name")
+    output: str | None = flag("file to write; model.onnx in the model's folder if not given", None)
 
 
 def export(options: ExportOptions) -> Path:
@@ -55,6 +56,8 @@ def export(options: ExportOptions) -> Path:
     model = load_model(options.model)
     path = Path(options.output or Path(options.model) / "model.onnx")
     export_onnx(model, path)
-    console.print(f"{path}: segments (batch, {model.rows}, {len(model.columns)}) float32 to rul (batch,)", soft_wrap=True)
+    console.print(
+        f"{path}: segments (batch, {model.rows}, {len(model.columns)}) float32 to rul (batch,)", soft_wrap=True
+    )
     console.print(f"columns: {', '.join(model.columns)}", soft_wrap=True)
     return path

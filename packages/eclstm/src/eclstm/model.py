@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -31,6 +31,10 @@ class Standardize(nn.Module):
     Shape:
         rows: (..., condition_columns + features). Returns (..., features).
     """
+
+    centres: Tensor
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self, features: int, condition_columns: int = 0, conditions: int = 1) -> None:
         super().__init__()
@@ -119,19 +123,25 @@ class ECLSTMNetwork(nn.Module):
         self.output_size = size[0] * size[1] * size[2]
 
     def forward(self, segments: Float[Tensor, "batch rows sensors"]) -> Float[Tensor, "batch features"]:
+        pairs = list(zip(self.layers, self.norms, strict=True))
         if len(self.preprocessing):
             windows = sub_windows(segments, self.length).transpose(0, 1)
             maps = self.preprocessing(windows.flatten(0, 1).unsqueeze(1))
-            x, first = maps.permute(0, 3, 2, 1).unflatten(0, windows.shape[:2]), 0
+            x = maps.permute(0, 3, 2, 1).unflatten(0, windows.shape[:2])
         else:
-            x, first = self.norms[0](self.layers[0].forward_segment(segments.unsqueeze(3))[0]), 1
-        for layer, norm in zip(self.layers[first:], self.norms[first:], strict=True):
+            layer, norm = cast(tuple[ECLSTM, ChannelNorm], pairs.pop(0))
+            x = norm(layer.forward_segment(segments.unsqueeze(3))[0])
+        for layer, norm in pairs:
             x = norm(layer(x)[0])
         return x.flatten(1)
 
 
 class ECLSTMRegressor(
-    nn.Module, PyTorchModelHubMixin, library_name="eclstm", tags=["remaining-useful-life", "time-series"], license="apache-2.0"
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="eclstm",
+    tags=["remaining-useful-life", "time-series"],
+    license="apache-2.0",
 ):
     """Remaining useful life from the last rows of a sensor history; the authors' naive network unless told otherwise.
 
@@ -190,7 +200,11 @@ class ECLSTMRegressor(
             raise ValueError(f"sequence_length must be at least 1, got {sequence_length}")
         if layers is not None and (not isinstance(layers, list | tuple) or not layers):
             raise ValueError(f"layers must be a list with an entry for each layer, got {layers!r}")
-        if layers is not None and network != "eclstm" and not all(isinstance(width, int) and width > 0 for width in layers):
+        if (
+            layers is not None
+            and network != "eclstm"
+            and not all(isinstance(width, int) and width > 0 for width in layers)
+        ):
             raise ValueError(f"layers of {network} are widths, positive whole numbers, got {layers}")
         if any(width < 1 for width in dense):
             raise ValueError(f"dense widths must be positive, got {list(dense)}")
@@ -206,7 +220,7 @@ class ECLSTMRegressor(
         if layers is not None:
             options[{"eclstm": "layers", "convlstm": "filters"}.get(network, "hidden")] = layers
         if network == "eclstm":
-            self.network: nn.Module = ECLSTMNetwork(len(features), window_size, preprocessing=preprocessing, **options)
+            self.network: Any = ECLSTMNetwork(len(features), window_size, preprocessing=preprocessing, **options)
         else:
             self.network = BASELINES[network](len(features), window_size, **options)
         blocks: list[nn.Module] = []
@@ -217,7 +231,7 @@ class ECLSTMRegressor(
         self.dense = nn.Sequential(*blocks)
         self.output = nn.Linear(size, 1)
 
-    def forward(self, segments: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch"]:
+    def forward(self, segments: Float[Tensor, "batch rows columns"]) -> Float[Tensor, " batch"]:
         if tuple(segments.shape[1:]) != (self.rows, len(self.columns)):
             raise ValueError(
                 f"expected segments of {self.rows} rows and {len(self.columns)} columns, got {tuple(segments.shape[1:])}"

@@ -28,7 +28,14 @@ def plot_predictions(result: Evaluation, path: Path, title: str, history: Sequen
     panels[0].plot([0, top], [0, top], color="0.6", linewidth=1)
     panels[0].scatter(result.raw[~beyond], result.predicted[~beyond], s=14, alpha=0.7, label="units")
     if beyond.any():
-        panels[0].scatter(result.raw[beyond], result.predicted[beyond], s=14, alpha=0.7, marker="x", label=f"truly beyond the cap of {result.cap:g}")
+        panels[0].scatter(
+            result.raw[beyond],
+            result.predicted[beyond],
+            s=14,
+            alpha=0.7,
+            marker="x",
+            label=f"truly beyond the cap of {result.cap:g}",
+        )
     panels[0].legend()
     metrics = result.metrics
     panels[0].set(
@@ -58,15 +65,29 @@ def plot_life(unit: Any, times: NDArray[np.float64], predicted: NDArray[np.float
 
 def plot_search(trials: Sequence[FrozenTrial], path: Path) -> None:
     """Each evaluation of a search in its order, coloured by its budget, and the best so far at the largest budget."""
-    finite = [(i, t) for i, t in enumerate(trials) if t.value is not None and np.isfinite(t.value)]
+    finite = [
+        (i, t.value, t.user_attrs["budget"])
+        for i, t in enumerate(trials)
+        if t.value is not None and np.isfinite(t.value)
+    ]
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     panel = figure.subplots()
-    budgets = [t.user_attrs["budget"] for _, t in finite]
-    dots = panel.scatter([i for i, _ in finite], [t.value for _, t in finite], c=np.log(budgets), cmap="viridis_r", s=22)
+    budgets = [budget for _, _, budget in finite]
+    dots = panel.scatter(
+        [i for i, _, _ in finite], [value for _, value, _ in finite], c=np.log(budgets), cmap="viridis_r", s=22
+    )
     bar = figure.colorbar(dots, label="epochs")
     bar.set_ticks([float(np.log(b)) for b in sorted(set(budgets))], labels=[str(b) for b in sorted(set(budgets))])
-    longest = [(i, t.value) for i, t in finite if t.user_attrs["budget"] == max(budgets)]
-    panel.step([i for i, _ in longest], np.minimum.accumulate([v for _, v in longest]), where="post", color="tab:red", linewidth=1)
-    panel.set(xlabel="evaluation", ylabel="validation RMSE (cycles)", title=f"search; red: best at {max(budgets)} epochs")
+    longest = [(i, value) for i, value, budget in finite if budget == max(budgets)]
+    panel.step(
+        [i for i, _ in longest],
+        np.minimum.accumulate([v for _, v in longest]),
+        where="post",
+        color="tab:red",
+        linewidth=1,
+    )
+    panel.set(
+        xlabel="evaluation", ylabel="validation RMSE (cycles)", title=f"search; red: best at {max(budgets)} epochs"
+    )
     panel.set_yscale("log")
     figure.savefig(path, dpi=110)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from papercore.lab.cli import flag
 from papercore.lab.files import write_text
 from papercore.lab.report import console, print_table
 
@@ -20,12 +21,12 @@ from eclstm.plots import plot_life
 class PredictOptions:
     """What to predict."""
 
-    table: str = field(metadata={"positional": True, "help": "CSV or Parquet file with a row for each unit and time"})
-    model: str = field(metadata={"help": "folder that `eclstm train` wrote, or a Hub name"})
-    output: str | None = field(default=None, metadata={"help": "CSV to write; beside the table, named TABLE.rul.csv, if not given"})
-    unit: str = field(default="unit", metadata={"help": "column that names the unit"})
-    time: str = field(default="cycle", metadata={"help": "column of the time"})
-    plots: str | None = field(default=None, metadata={"help": "folder for a picture of each unit's predictions over its life"})
+    table: str = flag("CSV or Parquet file with a row for each unit and time", positional=True)
+    model: str = flag("folder that `eclstm train` wrote, or a Hub name")
+    output: str | None = flag("CSV to write; beside the table, named TABLE.rul.csv, if not given", None)
+    unit: str = flag("column that names the unit", "unit")
+    time: str = flag("column of the time", "cycle")
+    plots: str | None = flag("folder for a picture of each unit's predictions over its life", None)
 
 
 def remaining_life(model: ECLSTMRegressor, table: RunToFailure) -> pd.DataFrame:
@@ -52,7 +53,10 @@ def predict(options: PredictOptions) -> pd.DataFrame:
     output = Path(options.output or Path(options.table).with_suffix(".rul.csv"))
     write_text(output, predictions.to_csv(index=False, float_format="%.2f"))
     first = predictions.head(10)
-    rows = [[str(unit), f"{time:g}", f"{rul:.1f}", "yes" if padded else ""] for unit, time, rul, padded in first.itertuples(index=False)]
+    rows = [
+        [str(unit), f"{time:g}", f"{rul:.1f}", "yes" if padded else ""]
+        for unit, time, rul, padded in first.itertuples(index=False)
+    ]
     more = f", the first 10 of {len(predictions)}" if len(predictions) > 10 else ""
     print_table(f"remaining life{more}", list(predictions.columns), rows)
     if options.plots:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
+from papercore.lab.cli import flag
 from papercore.lab.files import write_json
 from papercore.lab.report import console
 from papercore.lab.training import ModuleTrainer, resumable
 from papercore.ops import seed_everything
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, EvalPrediction, TrainingArguments
+from transformers import EarlyStoppingCallback, EvalPrediction, TrainerState, TrainingArguments
 
 from eclstm.data import DataOptions, RunToFailure, Segments, load, select_features
 from eclstm.evaluate import evaluate, rmse
@@ -26,50 +27,51 @@ from eclstm.model import ECLSTMRegressor
 from eclstm.plots import plot_predictions
 
 
-def _help(text: str, default: Any) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
 class ECLSTMConfig(TrainingArguments):
     """Network and training of one regressor; the defaults are the authors' naive setting on C-MAPSS (their code)."""
 
-    sequence_length: int = _help("sub-windows T of a segment, the recurrent steps (authors' naive: 5)", 5)
-    window_size: int = _help("cycles L of a sub-window (authors' naive: 16); a segment has T + L - 1", 16)
-    network: str = _help("eclstm, or to compare with: lstm, convlstm, cnn-lstm", "eclstm")
-    layers: list | str | None = _help("JSON list with the arguments of each ECLSTM layer, or the width of each other one", None)
-    preprocessing: list | str | None = _help("JSON list of convolutions before them: filters, kernel_size, stride (authors' naive: none)", None)
-    dense: list[int] = field(default_factory=lambda: [150], metadata={"help": "widths of the hidden dense layers (authors' naive: 150)"})
-    dropout: float = _help("share dropped before each dense layer, 0 to 1 (authors: 0)", 0.0)
-    norm_momentum: float = _help("of batch normalisation; the authors' 0.01 suits only runs of thousands of steps", 0.1)
-    conditions: int = _help("operating conditions, each with its own scaler; 1: one scaler (authors)", 1)
-    condition_columns: list[str] = field(
-        default_factory=lambda: ["setting_1"], metadata={"help": "columns that tell the condition, used if conditions > 1"}
+    sequence_length: int = flag("sub-windows T of a segment, the recurrent steps (authors' naive: 5)", 5)
+    window_size: int = flag("cycles L of a sub-window (authors' naive: 16); a segment has T + L - 1", 16)
+    network: str = flag("eclstm, or to compare with: lstm, convlstm, cnn-lstm", "eclstm")
+    layers: list[Any] | str | None = flag(
+        "JSON list with the arguments of each ECLSTM layer, or the width of each other one", None
     )
-    select_features: bool = _help("drop columns that do not depend on the remaining life (authors: yes)", True)
-    validation_share: float = _help("share of the training units to validate on (authors: the last 7.5 % of segments)", 0.1)
-    every: int = _help("use every n-th training segment only", 1)
-    patience: int = _help("stop after so many epochs without a better validation RMSE (authors: 15)", 15)
+    preprocessing: list[Any] | str | None = flag(
+        "JSON list of convolutions before them: filters, kernel_size, stride (authors' naive: none)", None
+    )
+    dense: list[int] = flag("widths of the hidden dense layers (authors' naive: 150)", [150])
+    dropout: float = flag("share dropped before each dense layer, 0 to 1 (authors: 0)", 0.0)
+    norm_momentum: float = flag("of batch normalisation; the authors' 0.01 suits only runs of thousands of steps", 0.1)
+    conditions: int = flag("operating conditions, each with its own scaler; 1: one scaler (authors)", 1)
+    condition_columns: list[str] = flag("columns that tell the condition, used if conditions > 1", ["setting_1"])
+    select_features: bool = flag("drop columns that do not depend on the remaining life (authors: yes)", True)
+    validation_share: float = flag(
+        "share of the training units to validate on (authors: the last 7.5 % of segments)", 0.1
+    )
+    every: int = flag("use every n-th training segment only", 1)
+    patience: int = flag("stop after so many epochs without a better validation RMSE (authors: 15)", 15)
 
-    output_dir: str | None = _help("folder of checkpoints and results; runs/eclstm-DATA if not given", None)
-    num_train_epochs: float = _help("largest number of epochs (authors: 30)", 30)
-    per_device_train_batch_size: int = _help("segments in a step, on each device (authors: 15)", 15)
-    per_device_eval_batch_size: int = _help("segments in an evaluation step", 1024)
-    learning_rate: float = _help("of Adam, without weight decay (authors: 1e-3)", 1e-3)
-    adam_epsilon: float = _help("of Adam (Keras and authors: 1e-7)", 1e-7)
-    optim: str = _help("optimizer; without weight decay AdamW is Adam", "adamw_torch_fused")
-    max_grad_norm: float = _help("gradient clipping; 0: none (authors)", 0.0)
-    lr_scheduler_type: str = _help("schedule; authors: x 0.3 after 5 epochs without improvement", "reduce_lr_on_plateau")
-    lr_scheduler_kwargs: dict | str | None = _help("of the schedule", None)
-    eval_strategy: str = _help("when to validate", "epoch")
-    save_strategy: str = _help("when to save", "epoch")
-    logging_strategy: str = _help("when to log", "epoch")
-    save_total_limit: int | None = _help("checkpoints to keep beside the best", 2)
-    load_best_model_at_end: bool = _help("end with the best epoch's weights (authors: yes)", True)
-    metric_for_best_model: str | None = _help("what decides which epoch is best", "rmse")
-    greater_is_better: bool | None = _help("whether more of it is better", False)
-    report_to: str = _help("where to log: tensorboard, wandb, ... or none", "none")
-    seed: int = _help("of weights, data order and the split of units", 0)
+    output_dir: str | None = flag("folder of checkpoints and results; runs/eclstm-DATA if not given", "")
+    num_train_epochs: float = flag("largest number of epochs (authors: 30)", 30)
+    per_device_train_batch_size: int = flag("segments in a step, on each device (authors: 15)", 15)
+    per_device_eval_batch_size: int = flag("segments in an evaluation step", 1024)
+    learning_rate: float = flag("of Adam, without weight decay (authors: 1e-3)", 1e-3)
+    adam_epsilon: float = flag("of Adam (Keras and authors: 1e-7)", 1e-7)
+    optim: str = flag("optimizer; without weight decay AdamW is Adam", "adamw_torch_fused")
+    max_grad_norm: float = flag("gradient clipping; 0: none (authors)", 0.0)
+    lr_scheduler_type: str = flag("schedule; authors: x 0.3 after 5 epochs without improvement", "reduce_lr_on_plateau")
+    lr_scheduler_kwargs: dict[str, Any] | str | None = flag("of the schedule", None)
+    eval_strategy: str = flag("when to validate", "epoch")
+    save_strategy: str = flag("when to save", "epoch")
+    logging_strategy: str = flag("when to log", "epoch")
+    save_total_limit: int | None = flag("checkpoints to keep beside the best", 2)
+    load_best_model_at_end: bool = flag("end with the best epoch's weights (authors: yes)", True)
+    metric_for_best_model: str | None = flag("what decides which epoch is best", "rmse")
+    greater_is_better: bool | None = flag("whether more of it is better", False)
+    report_to: str = flag("where to log: tensorboard, wandb, ... or none", "none")
+    seed: int = flag("of weights, data order and the split of units", 0)
+    restore_callback_states_from_checkpoint: bool = flag("count on epochs without improvement when resumed", True)
 
     def __post_init__(self) -> None:
         for name in ("layers", "preprocessing"):
@@ -79,8 +81,9 @@ class ECLSTMConfig(TrainingArguments):
                     setattr(self, name, json.loads(value))
                 except json.JSONDecodeError as error:
                     raise ValueError(f"{name} is not a JSON list: {error}") from None
-        if self.every < 1:
-            raise ValueError(f"every must be at least 1, got {self.every}")
+        for name in ("every", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.lr_scheduler_type == "reduce_lr_on_plateau" and self.lr_scheduler_kwargs is None:
             # torch counts the bad epochs it tolerates, Keras those it waits: 4 is Keras's 5.
             self.lr_scheduler_kwargs = {"factor": 0.3, "patience": 4}
@@ -88,7 +91,9 @@ class ECLSTMConfig(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         super().__post_init__()
         if self.train_batch_size == 1:
-            transformers.utils.logging.get_logger("eclstm").warning("a batch of 1 gives batch normalisation noisy statistics")
+            transformers.utils.logging.get_logger("eclstm").warning(
+                "a batch of 1 gives batch normalisation noisy statistics"
+            )
 
 
 class ECLSTMTrainer(ModuleTrainer):
@@ -100,7 +105,9 @@ class ECLSTMTrainer(ModuleTrainer):
         train_dataset, eval_dataset: :class:`eclstm.data.Segments`, or any that give segments and labels.
     """
 
-    def __init__(self, model: nn.Module, args: ECLSTMConfig, train_dataset: Any, eval_dataset: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, model: nn.Module, args: ECLSTMConfig, train_dataset: Any, eval_dataset: Any = None, **kwargs: Any
+    ) -> None:
         callbacks = [*kwargs.pop("callbacks", ())]
         if args.load_best_model_at_end:
             callbacks.append(EarlyStoppingCallback(args.patience))
@@ -140,7 +147,7 @@ def build_model(table: RunToFailure, config: ECLSTMConfig, cap: float | None) ->
         window_size=config.window_size,
         network=config.network,
         layers=config.layers,
-        preprocessing=config.preprocessing or (),
+        preprocessing=cast(list[Any], config.preprocessing or []),
         dense=config.dense,
         dropout=config.dropout,
         condition_columns=config.condition_columns if many else (),
@@ -158,9 +165,16 @@ def build_model(table: RunToFailure, config: ECLSTMConfig, cap: float | None) ->
 
 def _centres(columns: np.ndarray, config: ECLSTMConfig) -> Tensor:
     """Cluster the condition columns: the best of several k-means runs."""
+    different = len(np.unique(columns, axis=0))
+    if different < config.conditions:
+        raise ValueError(
+            f"conditions {config.conditions}: condition_columns {config.condition_columns} have only {different} different values"
+        )
     scale = columns.std(0)
     if (scale == 0).any():
-        raise ValueError(f"condition_columns {config.condition_columns}: one is constant, so it tells no conditions apart")
+        raise ValueError(
+            f"condition_columns {config.condition_columns}: one is constant, so it tells no conditions apart"
+        )
     scaled = columns / scale
     best = None
     for restart in range(20):
@@ -179,23 +193,28 @@ def split_segments(table: RunToFailure, model: ECLSTMRegressor, config: ECLSTMCo
     return train.thin(config.every), validation
 
 
-def fit(data: DataOptions, config: ECLSTMConfig, train: RunToFailure, may_change: Collection[str] = ()) -> ECLSTMTrainer:
+def fit(
+    data: DataOptions, config: ECLSTMConfig, train: RunToFailure, may_change: Collection[str] = ()
+) -> ECLSTMTrainer:
     """Train, or go on with training, in ``config.output_dir``; the trainer's model is the best epoch's.
 
     A run may be continued with other values of the fields in ``may_change`` (more epochs, say).
     """
-    checkpoint = resumable(config.output_dir, data, config, may_change=may_change)
+    checkpoint = resumable(str(config.output_dir), data, config, may_change=may_change)
     seed_everything(config.seed)
     model = build_model(train, config, data.cap)
     trainer = ECLSTMTrainer(model, config, *split_segments(train, model, config))
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
+        if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"] and state.global_step < state.max_steps:
+            config.max_steps = state.global_step  # it had stopped early; the engine would train on before it noticed
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
 
 
 def train(data: DataOptions, config: ECLSTMConfig) -> dict[str, float]:
     """The verb ``train``: fit, save, judge on the test units, and draw."""
-    if config.output_dir == "trainer_output":
-        config.output_dir = f"runs/eclstm-{data.name}"
+    config.output_dir = config.output_dir or f"runs/eclstm-{data.name}"
     folder = Path(config.output_dir)
     training, test = load(data, config.seed)
     trainer = fit(data, config, training)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 import yaml
 from optuna.trial import FrozenTrial, Trial
+from papercore.lab.cli import flag
 from papercore.lab.files import write_json, write_text
 from papercore.lab.report import console, print_table
 from papercore.lab.training import resumable
 from tqdm.auto import tqdm
 
+from eclstm.bohb import Evaluation, brackets, hyperband
 from eclstm.cell import state_length
 from eclstm.data import DataOptions, load
 from eclstm.evaluate import evaluate, load_model
-from eclstm.bohb import Evaluation, brackets, hyperband
 from eclstm.plots import plot_predictions, plot_search
 from eclstm.trainer import ECLSTMConfig, ECLSTMTrainer, fit
 
@@ -27,15 +28,15 @@ from eclstm.trainer import ECLSTMConfig, ECLSTMTrainer, fit
 class TuneOptions:
     """How to search; the training flags give what the search leaves fixed."""
 
-    min_epochs: int = field(default=3, metadata={"help": "budget of the first rung, in epochs"})
-    max_epochs: int = field(default=27, metadata={"help": "budget of the last rung, in epochs"})
-    eta: int = field(default=3, metadata={"help": "one in so many configurations goes on to the next rung (HpBandSter: 3)"})
-    sweeps: int = field(default=1, metadata={"help": "how often to run all brackets"})
-    random_share: float = field(default=1 / 3, metadata={"help": "configurations drawn at random, not from the model (HpBandSter: 1/3)"})
-    storage: str | None = field(
-        default=None, metadata={"help": "Optuna storage URL that workers share; a sqlite file in the output folder if not given"}
+    min_epochs: int = flag("budget of the first rung, in epochs", 3)
+    max_epochs: int = flag("budget of the last rung, in epochs", 27)
+    eta: int = flag("one in so many configurations goes on to the next rung (HpBandSter: 3)", 3)
+    sweeps: int = flag("how often to run all brackets", 1)
+    random_share: float = flag("configurations drawn at random, not from the model (HpBandSter: 1/3)", 1 / 3)
+    storage: str | None = flag(
+        "Optuna storage URL that workers share; a sqlite file in the output folder if not given", None
     )
-    large: bool = field(default=False, metadata={"help": "also offer the widest filters and kernels, several times slower"})
+    large: bool = flag("also offer the widest filters and kernels, several times slower", False)
 
 
 def search_space(trial: Trial, large: bool = False) -> dict[str, Any]:
@@ -68,7 +69,10 @@ def search_space(trial: Trial, large: bool = False) -> dict[str, Any]:
         "preprocessing": [{"filters": 10, "kernel_size": 3, "stride": 2}] if preprocess else [],
         "sequence_length": trial.suggest_int("sequence_length", 3, 10),
         "window_size": trial.suggest_categorical("window_size", [12, 16, 20, 24, 30]),
-        "dense": [trial.suggest_categorical(f"dense_{i}", [50, 100, 150, 200]) for i in range(trial.suggest_int("dense_layers", 1, 2))],
+        "dense": [
+            trial.suggest_categorical(f"dense_{i}", [50, 100, 150, 200])
+            for i in range(trial.suggest_int("dense_layers", 1, 2))
+        ],
         "dropout": trial.suggest_float("dropout", 0.0, 0.4),
         "learning_rate": trial.suggest_float("learning_rate", 3e-4, 3e-3, log=True),
         "per_device_train_batch_size": trial.suggest_categorical("batch_size", [32, 64, 128]),
@@ -93,7 +97,7 @@ def valid(chosen: dict[str, Any], shortest: int) -> dict[str, Any]:
 
 def tune(data: DataOptions, config: ECLSTMConfig, options: TuneOptions) -> dict[str, float]:
     """Search, then judge the best configuration on the test units; its checkpoint is in ``output_dir/best``."""
-    folder = Path(f"runs/eclstm-tune-{data.name}" if config.output_dir == "trainer_output" else str(config.output_dir))
+    folder = Path(config.output_dir or f"runs/eclstm-tune-{data.name}")
     resumable(folder, data, config, options)
     plan = brackets(options.min_epochs, options.max_epochs, options.eta) * options.sweeps
     rows = [
@@ -107,7 +111,12 @@ def tune(data: DataOptions, config: ECLSTMConfig, options: TuneOptions) -> dict[
     training, test = load(data, config.seed)
 
     def train(chosen: dict[str, Any], epochs: int, work: Path) -> ECLSTMTrainer:
-        fixed = {"output_dir": str(work), "num_train_epochs": epochs, "patience": options.max_epochs, "disable_tqdm": True}
+        fixed: dict[str, Any] = {
+            "output_dir": str(work),
+            "num_train_epochs": epochs,
+            "patience": options.max_epochs,
+            "disable_tqdm": True,
+        }
         return fit(data, dataclasses.replace(config, **chosen, **fixed), training, may_change=("num_train_epochs",))
 
     def objective(chosen: dict[str, Any], epochs: int, work: Path) -> float:
@@ -122,7 +131,7 @@ def tune(data: DataOptions, config: ECLSTMConfig, options: TuneOptions) -> dict[
 
         def on_result(evaluation: Evaluation, trial: FrozenTrial) -> None:
             bar.write(
-                f"bracket {evaluation.bracket}, configuration {evaluation.index}, {evaluation.budget} epochs: "
+                f"bracket {evaluation.bracket}, configuration {evaluation.configuration}, {evaluation.budget} epochs: "
                 f"validation RMSE {trial.value:.2f}"
             )
             bar.update(len(study.trials) - bar.n)
@@ -141,11 +150,13 @@ def tune(data: DataOptions, config: ECLSTMConfig, options: TuneOptions) -> dict[
             on_result=on_result,
         )
     chosen = best.user_attrs["options"]
-    work = folder / f"bracket-{best.user_attrs['bracket']}-{best.user_attrs['index']}"
+    work = folder / f"bracket-{best.user_attrs['bracket']}-{best.user_attrs['configuration']}"
     train(chosen, options.max_epochs, work).save_model(str(folder / "best"))
-    write_text(folder / "best.yaml", yaml.safe_dump({**chosen, "num_train_epochs": options.max_epochs}, sort_keys=False))
+    write_text(
+        folder / "best.yaml", yaml.safe_dump({**chosen, "num_train_epochs": options.max_epochs}, sort_keys=False)
+    )
     result = evaluate(load_model(str(folder / "best")), test)
-    metrics = {**result.metrics, "validation_rmse": best.value, "evaluations": len(study.trials)}
+    metrics = {**result.metrics, "validation_rmse": float(best.value or 0), "evaluations": len(study.trials)}
     write_json(folder / "metrics.json", metrics)
     plot_predictions(result, folder / "predicted.png", f"{data.name}, tuned")
     plot_search(study.trials, folder / "search.png")

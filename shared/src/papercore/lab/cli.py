@@ -8,6 +8,7 @@ dataclasses, and their fields are its flags.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import importlib
@@ -22,10 +23,18 @@ from pathlib import Path
 from typing import Any
 
 # Of the engine's hundred flags, those that people use; --help_all shows the rest.
-ENGINE_FLAGS = (
-    "output_dir num_train_epochs max_steps per_device_train_batch_size learning_rate lr_scheduler_type weight_decay "
-    "warmup_steps gradient_accumulation_steps bf16 torch_compile use_cpu dataloader_num_workers report_to seed"
-).split()
+ENGINE_FLAGS = """
+    output_dir num_train_epochs max_steps per_device_train_batch_size learning_rate lr_scheduler_type weight_decay
+    warmup_steps gradient_accumulation_steps bf16 torch_compile use_cpu dataloader_num_workers report_to seed
+"""
+
+
+def flag(help: str, default: Any = dataclasses.MISSING, positional: bool = False) -> Any:
+    """A dataclass field that is a flag: its help line, its default (none: required), whether it goes without ``--name``."""
+    metadata = {"help": help.replace("%", "%%"), "positional": positional}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 class App:
@@ -105,39 +114,41 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 def parse(function: Callable[..., Any], flags: Sequence[str], prog: str = "", help: str = "") -> list[Any]:
     """Fill the dataclass parameters of ``function`` from ``flags`` and the YAML file that ``--config`` names.
 
-    Flags override the file. A field with ``metadata={"positional": True}`` takes the words without a flag.
+    Flags override the file. A positional :func:`flag` takes the words that have no ``--name``.
 
     Raises:
         ValueError: for an unknown flag or key (naming the nearest), or a value of the wrong type.
     """
-    from transformers import HfArgumentParser
+    from transformers import HfArgumentParser, TrainingArguments
 
     hints = typing.get_type_hints(function)
     types = [hints[name] for name in inspect.signature(function).parameters]
     show_all = "--help_all" in flags
+    engine = {f.name for f in dataclasses.fields(TrainingArguments)} - set(ENGINE_FLAGS.split())
 
     class Parser(HfArgumentParser):
         @staticmethod
         def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
+            field = copy.copy(field)
             metadata = dict(field.metadata)
             if metadata.pop("positional", False):
                 many = typing.get_origin(field.type) is list
-                optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
                 default = field.default_factory() if callable(field.default_factory) else field.default
-                nargs = ("*" if optional else "+") if many else ("?" if optional else None)
-                shown = {"default": default} if optional else {}
-                parser.add_argument(field.name, nargs=nargs, metavar=field.name.upper(), **shown, **metadata)
+                if default is dataclasses.MISSING:
+                    parser.add_argument(field.name, nargs="+" if many else None, **metadata)
+                else:
+                    parser.add_argument(field.name, nargs="*" if many else "?", default=default, **metadata)
                 return
-            if not show_all and not _shown(field.name, types):
-                field.metadata = {**metadata, "help": argparse.SUPPRESS}  # type: ignore[assignment]
-            HfArgumentParser._parse_dataclass_field(parser, field)
+            if field.name in engine and not show_all:
+                metadata["help"] = argparse.SUPPRESS
             field.metadata = metadata  # type: ignore[assignment]
+            HfArgumentParser._parse_dataclass_field(parser, field)
 
         def error(self, message: str) -> typing.NoReturn:
             raise ValueError(f"{message} (see {self.prog} --help)")
 
     parser = Parser(types, prog=prog, description=help, formatter_class=_Formatter, allow_abbrev=False)
-    parser.add_argument("--config", help="YAML file of the flags below; flags given here override it")
+    parser.add_argument("--config", help="YAML file of flags; flags given here override it")
     parser.add_argument("--help_all", action="help", help="show the training engine's other flags, too")
     known = {option.lstrip("-") for option in parser._option_string_actions} | {a.dest for a in parser._actions}
     given = [flag.split("=")[0] for flag in flags]
@@ -147,15 +158,6 @@ def parse(function: Callable[..., Any], flags: Sequence[str], prog: str = "", he
     if rest:
         raise ValueError(f"no flag {rest[0]!r}{_nearest(rest[0], (f'--{name}' for name in known))} (see {prog} --help)")
     return [value for value in filled if dataclasses.is_dataclass(value)]
-
-
-def _shown(name: str, types: Sequence[type]) -> bool:
-    """Whether plain --help lists a field: the package's own ones, and the engine's that people use."""
-    for type_ in types:
-        for owner in type_.__mro__:
-            if name in vars(owner).get("__annotations__", {}):
-                return name in ENGINE_FLAGS or not owner.__module__.startswith("transformers.")
-    return True
 
 
 def _tokens(path: str, known: Iterable[str]) -> list[str]:
@@ -203,6 +205,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = (action.help or "").split("\n")[0]
-        if action.default in (None, argparse.SUPPRESS, [], ()) or action.nargs == 0:
+        if action.default in (None, argparse.SUPPRESS, "", []) or action.nargs == 0:
             return text
-        return f"{text} [%(default)s]"
+        shown = " ".join(map(str, action.default)) if isinstance(action.default, list) else "%(default)s"
+        return f"{text} [{shown}]"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
-from papercore.lab.cli import load
+from papercore.lab.cli import flag, load
 from papercore.lab.report import SUMMARY_COLUMNS, print_table, summary_rows
 from papercore.lab.study import ReproduceOptions
 
@@ -28,10 +28,10 @@ def show() -> None:
 class ReproduceAllOptions:
     """Which studies to run, and how much of them."""
 
-    names: list[str] = field(default_factory=list, metadata={"positional": True, "help": "packages; all if none is named"})
-    scale: str = field(default="quick", metadata={"help": "quick, small or full"})
-    seeds: int | None = field(default=None, metadata={"help": "seeds for each arm; each scale's own if not given"})
-    output_dir: str = field(default="runs", metadata={"help": "folder of the results folders NAME-SCALE"})
+    names: list[str] = flag("packages; all if none is named", [], positional=True)
+    scale: str = flag("quick, small or full", "quick")
+    seeds: int | None = flag("seeds for each arm; each scale's own if not given", None)
+    output_dir: str = flag("folder of the results folders NAME-SCALE", "runs")
 
 
 def reproduce(options: ReproduceAllOptions) -> None:

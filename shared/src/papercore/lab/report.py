@@ -52,7 +52,16 @@ def summary_rows(comparison: Comparison) -> list[list[str]]:
         sides = [list(comparison.values(arm, task, metric.name).values()) for arm in (study.baseline, study.method)]
         gain = comparison.gain(study.method, task, metric)
         means = [f"{sum(side) / len(side):.4g}" if side else "-" for side in sides]
-        rows.append([study.name, task, metric.name, *means, figures(gain, signed=True) if gain else "-", comparison.verdict(task)])
+        rows.append(
+            [
+                study.name,
+                task,
+                metric.name,
+                *means,
+                figures(gain, signed=True) if gain else "-",
+                comparison.verdict(task),
+            ]
+        )
     return rows
 
 
@@ -102,7 +111,9 @@ def write_report(comparison: Comparison, folder: Path, command: str) -> None:
                 values = comparison.values(arm, task, metric.name)
                 gain = None if arm == study.baseline else comparison.gain(arm, task, metric)
                 row += [figures(interval(list(values.values()))), figures(gain, signed=True) if gain else ""]
-                cells.append({"task": task, "arm": arm, "metric": metric.name, "values": values, "gain": gain and gain._asdict()})
+                cells.append(
+                    {"task": task, "arm": arm, "metric": metric.name, "values": values, "gain": gain and gain._asdict()}
+                )
             row += [str(study.paper.get(arm, {}).get(task, ""))] if has_paper else []
             rows.append(row)
         if rows:
@@ -115,7 +126,8 @@ def write_report(comparison: Comparison, folder: Path, command: str) -> None:
     versions = comparison.rows[-1]["versions"]
     write_text(
         folder / "report.md",
-        f"# {study.name}: {comparison.scale}\n\nClaim: {study.claim}\nBaseline: {study.baseline}. Method: {study.method}.\n{quick}\n"
+        f"# {study.name}: {comparison.scale}\n\nClaim: {study.claim}\n"
+        f"Baseline: {study.baseline}. Method: {study.method}.\n{quick}\n"
         + "\n".join(sections)
         + "\nMean over seeds with its 95 % t interval; differences are paired by seed, positive is better.\n\n"
         "![every seed, mean and interval](plot.png)\n\n"
@@ -147,7 +159,9 @@ def _plot(comparison: Comparison, path: Path) -> None:
     study, metric = comparison.study, comparison.study.metrics[0]
     arms = [arm for arm in study.arms if any(row["arm"] == arm for row in comparison.rows)]
     figure = Figure(figsize=(1.5 + 3.6 * len(comparison.tasks), 1.6 + 0.42 * len(arms)), layout="constrained")
-    for panel, task in zip(figure.subplots(1, len(comparison.tasks), squeeze=False, sharey=True)[0], comparison.tasks, strict=True):
+    for panel, task in zip(
+        figure.subplots(1, len(comparison.tasks), squeeze=False, sharey=True)[0], comparison.tasks, strict=True
+    ):
         for y, arm in enumerate(arms):
             values = list(comparison.values(arm, task, metric.name).values())
             if not values:
@@ -163,8 +177,12 @@ def _plot(comparison: Comparison, path: Path) -> None:
         panel.set_yticks(range(len(arms)), arms)
         panel.set_ylim(len(arms) - 0.5, -0.5)
         panel.set_title(task)
-        panel.set_xlabel(f"{metric.name}{f' ({metric.unit})' if metric.unit else ''}, {'lower' if metric.lower_is_better else 'higher'} is better")
+        better = "lower" if metric.lower_is_better else "higher"
+        panel.set_xlabel(f"{metric.name}{f' ({metric.unit})' if metric.unit else ''}, {better} is better")
         panel.grid(axis="x", alpha=0.3)
-    figure.suptitle(f"{study.name}: dots are seeds, lines 95 % intervals{', diamonds the paper' if study.paper else ''}", fontsize=10)
+    figure.suptitle(
+        f"{study.name}: dots are seeds, lines 95 % intervals{', diamonds the paper' if study.paper else ''}",
+        fontsize=10,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

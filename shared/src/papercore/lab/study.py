@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from papercore.lab.cli import flag
+
 Run = Callable[[dict[str, Any], str, int, Path], Mapping[str, float]]
 
 
@@ -41,11 +43,11 @@ class Scale:
 class ReproduceOptions:
     """Which part of a study to run."""
 
-    scale: str = field(default="quick", metadata={"help": "quick: a minute, shows that it runs; small: real data; full: a GPU"})
-    seeds: int | None = field(default=None, metadata={"help": "seeds for each arm; the scale's own if not given"})
-    output_dir: str | None = field(default=None, metadata={"help": "results folder; runs/NAME-SCALE if not given"})
-    arms: list[str] | None = field(default=None, metadata={"help": "run only these arms now"})
-    tasks: list[str] | None = field(default=None, metadata={"help": "run only these tasks now"})
+    scale: str = flag("quick: a minute, shows that it runs; small: real data; full: a GPU", "quick")
+    seeds: int | None = flag("seeds for each arm; the scale's own if not given", None)
+    output_dir: str | None = flag("results folder; runs/NAME-SCALE if not given", None)
+    arms: list[str] | None = flag("run only these arms now", None)
+    tasks: list[str] | None = flag("run only these tasks now", None)
 
 
 class Interval(NamedTuple):
@@ -124,7 +126,12 @@ class Study:
         log = folder / "results.jsonl"
         done = {_key(row): row for row in read_rows(log)}
         cells = [
-            {"arm": arm, "task": task, "seed": seed, "options": json.loads(json.dumps({**scale.options, **self.arms[arm]}))}
+            {
+                "arm": arm,
+                "task": task,
+                "seed": seed,
+                "options": json.loads(json.dumps({**scale.options, **self.arms[arm]})),
+            }
             for seed in range(seeds)
             for task in scale.tasks
             for arm in self.arms
@@ -141,12 +148,18 @@ class Study:
             work = folder / "work" / f"{cell['task']}-{cell['arm']}-{cell['seed']}".replace(" ", "-").replace(",", "")
             values = self.run(dict(cell["options"]), cell["task"], cell["seed"], work)
             row = {**cell, "metrics": {k: float(v) for k, v in values.items()}}
-            row |= {"seconds": round(time.perf_counter() - started, 1), "machine": machine(), "versions": versions(self.name)}
+            row |= {
+                "seconds": round(time.perf_counter() - started, 1),
+                "machine": machine(),
+                "versions": versions(self.name),
+            }
             with log.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")
             done[_key(cell)] = row
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        comparison = Comparison(self, options.scale, list(scale.tasks), [done[_key(c)] for c in cells if _key(c) in done])
+        comparison = Comparison(
+            self, options.scale, list(scale.tasks), [done[_key(c)] for c in cells if _key(c) in done]
+        )
         write_report(comparison, folder, command)
         return comparison
 

@@ -24,6 +24,8 @@ class ModuleTrainer(Trainer):
     state; a data set with ``__getitems__`` hands over whole batches; and one progress bar shows loss and time left.
     """
 
+    model: Any  # the module itself, not one of the engine's own classes
+
     def __init__(self, **kwargs: Any) -> None:
         if hasattr(kwargs["train_dataset"], "__getitems__"):
             kwargs.setdefault("data_collator", whole_batch)
@@ -51,7 +53,11 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc="train", unit="step", dynamic_ncols=True,
+                total=state.max_steps,
+                initial=state.global_step,
+                desc="train",
+                unit="step",
+                dynamic_ncols=True,
                 mininterval=0.1 if sys.stderr.isatty() else 20,
             )
             self.latest: dict[str, str] = {}
@@ -60,9 +66,13 @@ class ProgressBar(TrainerCallback):
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
+    ) -> None:
         if self.bar is not None:
-            wanted = {k: v for k, v in (logs or {}).items() if not k.endswith(("runtime", "per_second", "epoch", "grad_norm"))}
+            wanted = {
+                k: v for k, v in (logs or {}).items() if not k.endswith(("runtime", "per_second", "epoch", "grad_norm"))
+            }
             self.latest.update({k: f"{v:.4g}" for k, v in wanted.items() if isinstance(v, float)})
             self.bar.set_postfix(self.latest)
 
@@ -86,8 +96,10 @@ def resumable(output_dir: str | Path, *options: Any, may_change: Collection[str]
     """
     output_dir = Path(output_dir)
     record = output_dir / "options.json"
-    now = json.loads(json.dumps({k: v for o in options for k, v in _defining(o).items() if k not in may_change}, default=str))
-    if record.exists():
+    now = json.loads(
+        json.dumps({k: v for o in options for k, v in _defining(o).items() if k not in may_change}, default=str)
+    )
+    if record.exists() and any(path != record for path in output_dir.iterdir()):  # else that run never began
         before = json.loads(record.read_text())
         for key in sorted({*before, *now}):
             if before.get(key) != now.get(key):
@@ -108,7 +120,16 @@ def resumable(output_dir: str | Path, *options: Any, may_change: Collection[str]
 
 
 # Where a run is, and how it shows itself, does not change what it computes.
-_INCIDENTAL = {"output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "log_level", "hub_token", "local_rank"}
+_INCIDENTAL = {
+    "output_dir",
+    "logging_dir",
+    "run_name",
+    "disable_tqdm",
+    "report_to",
+    "log_level",
+    "hub_token",
+    "local_rank",
+}
 
 
 def _defining(options: Any) -> dict[str, Any]:

@@ -70,7 +70,8 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[PeakMemory]:
         return
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         yield result
-    assert trace.profiler is not None and trace.profiler.kineto_results is not None
+    assert trace.profiler is not None
+    assert trace.profiler.kineto_results is not None
     changes = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = 0
     for event in sorted(changes, key=lambda e: e.start_ns()):
