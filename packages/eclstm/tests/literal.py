@@ -78,5 +78,9 @@ def keras_arrays(cell: torch.nn.Module) -> dict[str, Tensor]:
     for j, (kernel, bias, recurrent) in enumerate(zip(cell.kernels, cell.biases, cell.recurrent_kernels, strict=True)):
         if j == len(cell.kernels) - 1 and cell.cell_kernel is not None:
             recurrent = torch.cat([recurrent, cell.cell_kernel])
-        arrays |= {f"kernel_{j}": kernel.permute(3, 2, 1, 0), f"bias_{j}": bias, f"recurrent_kernel_{j}": recurrent.permute(3, 2, 1, 0)}
+        arrays |= {
+            f"kernel_{j}": kernel.permute(3, 2, 1, 0),
+            f"bias_{j}": bias,
+            f"recurrent_kernel_{j}": recurrent.permute(3, 2, 1, 0),
+        }
     return arrays

@@ -1,4 +1,3 @@
-import doctest
 import json
 import os
 import tarfile
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from torch.utils.data import DataLoader
 
-import eclstm.data
 from eclstm.data import (
     CMAPSS,
     SENSORS,
@@ -32,7 +30,9 @@ from eclstm.data import (
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "labels_scores_windows.json").read_text())
 TOY = pd.DataFrame({"unit": [1, 1, 1, 2, 2, 2], "cycle": [1, 2, 3, 1, 2, 3], "oil": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
 
-real_data = pytest.mark.skipif("PAPERCORE_DATA" not in os.environ, reason="PAPERCORE_DATA, the folder of the real data sets, is unset")
+real_data = pytest.mark.skipif(
+    "PAPERCORE_DATA" not in os.environ, reason="PAPERCORE_DATA, the folder of the real data sets, is unset"
+)
 
 
 def fleet(lengths):
@@ -134,8 +134,14 @@ class TestRunToFailure:
     @pytest.mark.parametrize(
         ("frame", "message"),
         [
-            (TOY.assign(oil=[1, 2, 3, 4, np.nan, 6]), "fleet: unit 2, cycle 2, column 'oil': nan is not a finite number .1 such"),
-            (TOY.assign(oil=[1, 2, np.inf, 4, np.inf, 6]), "unit 1, cycle 3, column 'oil': inf is not a finite number .2 such"),
+            (
+                TOY.assign(oil=[1, 2, 3, 4, np.nan, 6]),
+                "fleet: unit 2, cycle 2, column 'oil': nan is not a finite number .1 such",
+            ),
+            (
+                TOY.assign(oil=[1, 2, np.inf, 4, np.inf, 6]),
+                "unit 1, cycle 3, column 'oil': inf is not a finite number .2 such",
+            ),
             (TOY.assign(oil=["1", "2", "x", "4", "5", "6"]), "unit 1, cycle 3, column 'oil': x is not a finite number"),
             (TOY.assign(cycle=["1", "2", "then", "1", "2", "3"]), "unit 1, cycle then, column 'cycle': then is not"),
             (TOY.assign(unit=[1, 1, np.nan, 2, 2, 2]), "column 'unit' is empty at cycle 3"),
@@ -158,7 +164,8 @@ class TestRunToFailure:
             RunToFailure(TOY, rul="left")
 
     @pytest.mark.parametrize(
-        ("name", "content"), [("t.csv", b""), ("t.csv", b"\xff\xfe\x00x"), ("t.csv", b'a,b\n1,2,3\n"4'), ("t.csv.gz", b"plain")]
+        ("name", "content"),
+        [("t.csv", b""), ("t.csv", b"\xff\xfe\x00x"), ("t.csv", b'a,b\n1,2,3\n"4'), ("t.csv.gz", b"plain")],
     )
     def test_unreadable_files_are_named(self, tmp_path, name, content):
         (tmp_path / name).write_bytes(content)
@@ -251,7 +258,9 @@ class TestCmapss:
             CMAPSS(cmapss_folder)
 
     def test_a_missing_folder_is_named(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="nowhere: no such folder or archive; expected one that holds train_FD002.txt"):
+        with pytest.raises(
+            FileNotFoundError, match="nowhere: no such folder or archive; expected one that holds train_FD002.txt"
+        ):
             CMAPSS(tmp_path / "nowhere", "FD002")
 
     def test_another_kind_of_file_is_refused(self, cmapss_folder):
@@ -264,7 +273,9 @@ class TestCmapss:
         content = path.read_bytes()
         half = len(content) // 2
         path.write_bytes(content[:half])
-        with pytest.raises(ValueError, match=rf"set\.{kind}: (damaged archive|neither a folder nor a zip or tar archive)"):
+        with pytest.raises(
+            ValueError, match=rf"set\.{kind}: (damaged archive|neither a folder nor a zip or tar archive)"
+        ):
             CMAPSS(path)
         if kind == "zip":  # which has a checksum for each file
             path.write_bytes(content[:half] + bytes([content[half] ^ 255]) + content[half + 1 :])
@@ -277,7 +288,9 @@ class TestCmapss:
 
     def test_number_of_rul_rows_must_be_that_of_test_units(self, cmapss_folder):
         (cmapss_folder / "RUL_FD001.txt").write_text("40\n150\n")
-        with pytest.raises(ValueError, match="RUL_FD001.txt has 2 rows and test_FD001.txt has 3 units: they must be equal"):
+        with pytest.raises(
+            ValueError, match="RUL_FD001.txt has 2 rows and test_FD001.txt has 3 units: they must be equal"
+        ):
             CMAPSS(cmapss_folder)
 
     @pytest.mark.parametrize(
@@ -286,7 +299,11 @@ class TestCmapss:
             ("train_FD001.txt", "1 1 0.5 0.5\n1 2 0.5 0.5\n", "train_FD001.txt: 4 columns where C-MAPSS has 26"),
             ("train_FD001.txt", "", "train_FD001.txt: not a C-MAPSS text file"),
             ("test_FD001.txt", "1 2\n1 2 3 4\n", "test_FD001.txt: not a C-MAPSS text file"),
-            ("test_FD001.txt", "1 5" + " 0" * 24 + "\n1 6" + " 0" * 9, "test_FD001.txt: unit 1, cycle 6, column 'sensor_7': nan"),
+            (
+                "test_FD001.txt",
+                "1 5" + " 0" * 24 + "\n1 6" + " 0" * 9,
+                "test_FD001.txt: unit 1, cycle 6, column 'sensor_7': nan",
+            ),
             ("RUL_FD001.txt", "40\nlate\n10\n", "RUL_FD001.txt, row 2: not a finite number"),
             ("RUL_FD001.txt", "40 1\n150 1\n10 1\n", "RUL_FD001.txt: 2 columns where C-MAPSS has 1"),
         ],
@@ -300,7 +317,9 @@ class TestCmapss:
 class TestSelectFeatures:
     def table(self, **columns):
         times = np.tile(np.arange(1.0, 101.0), 4)
-        return RunToFailure(pd.DataFrame({"unit": np.repeat([1, 2, 3, 4], 100), "cycle": times, **columns}), name="fleet")
+        return RunToFailure(
+            pd.DataFrame({"unit": np.repeat([1, 2, 3, 4], 100), "cycle": times, **columns}), name="fleet"
+        )
 
     def test_constant_columns_go(self):
         assert select_features(self.table(wear=np.tile(np.arange(100.0), 4), constant=5.0)) == ["wear"]
@@ -338,7 +357,9 @@ class TestSelectFeatures:
 
 
 class TestSegments:
-    @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), rows=st.integers(1, 8), last_only=st.booleans())
+    @given(
+        lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), rows=st.integers(1, 8), last_only=st.booleans()
+    )
     @settings(max_examples=60, deadline=None)
     def test_segments_are_consecutive_rows_of_one_unit(self, lengths, rows, last_only):
         table = fleet(lengths)
@@ -363,7 +384,9 @@ class TestSegments:
 
     def test_no_unit_long_enough_names_the_shortest_and_longest(self):
         table = fleet([7, 4, 9])
-        with pytest.raises(ValueError, match="segments of 10 rows, but units have 4 to 9: shorten sequence_length or window_size"):
+        with pytest.raises(
+            ValueError, match="segments of 10 rows, but units have 4 to 9: shorten sequence_length or window_size"
+        ):
             Segments(table, table.columns, 10, np.zeros(20))
 
     def test_columns_are_read_in_the_order_asked(self):
@@ -503,7 +526,12 @@ def sets(request):
 
 @real_data
 class TestRealCmapss:
-    dropped = {"FD001": [1, 5, 10, 16, 18, 19], "FD002": [1, 5, 10, 18, 19], "FD003": [1, 5, 16, 18, 19], "FD004": [1, 5, 18, 19]}
+    dropped = {
+        "FD001": [1, 5, 10, 16, 18, 19],
+        "FD002": [1, 5, 10, 18, 19],
+        "FD003": [1, 5, 16, 18, 19],
+        "FD004": [1, 5, 18, 19],
+    }
 
     def test_numbers_of_units_are_nasas(self, sets):
         subset, data = sets
@@ -541,8 +569,3 @@ class TestRealCmapss:
         assert labels.max() == 120
         assert_array_equal(labels[data.train.starts[1:] - 1], 0)
         assert_array_equal(data.test.labels(cap=None)[data.test.starts[1:] - 1], data.test.remaining)
-
-
-def test_examples_in_the_docstrings():
-    result = doctest.testmod(eclstm.data)
-    assert result.attempted > 3 and result.failed == 0

@@ -172,7 +172,8 @@ def _sample(
         draw = int(stream.integers(2**31))
         sampler: BaseSampler = RandomSampler(seed=draw)
         if modelled and stream.random() >= random_share:
-            sampler = TPESampler(seed=draw, multivariate=True, group=True, n_startup_trials=1)
+            # Without the liar, which would count the bracket's other configurations as failures and flee the good region.
+            sampler = TPESampler(seed=draw, multivariate=True, group=True, n_startup_trials=1, constant_liar=False)
         model.sampler = sampler
         trial = model.ask()
         try:

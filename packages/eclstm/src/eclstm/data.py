@@ -431,7 +431,15 @@ class DataOptions:
     @property
     def name(self) -> str:
         """A short name of the data, for folders and titles."""
-        return self.subset if self.data == "cmapss" else Path(self.data).name.split(".")[0] or "data"
+        if self.is_cmapss:
+            return self.subset
+        return Path(self.data).name.split(".")[0] or "data"
+
+    @property
+    def is_cmapss(self) -> bool:
+        """Whether ``data`` names C-MAPSS files, not a table."""
+        path = Path(self.data)
+        return self.data == "cmapss" or path.is_dir() or path.name.endswith((".zip", ".tar", ".xz", ".tgz", ".tar.gz"))
 
 
 TEST_SHARE = 0.2
@@ -447,18 +455,17 @@ def load(options: DataOptions, seed: int) -> tuple[RunToFailure, RunToFailure]:
         raise ValueError(f"cap must be a positive number of cycles, got {options.cap}")
     if options.data == "simulated":
         return simulate(36, seed=0), simulate(40, seed=1, cut=True)
-    if options.data == "cmapss":
-        if "PAPERCORE_DATA" not in os.environ:
-            raise ValueError(
-                "--data cmapss reads $PAPERCORE_DATA/eclstm: set PAPERCORE_DATA, or give the folder or archive itself"
-            )
-        sets = CMAPSS(Path(os.environ["PAPERCORE_DATA"]) / "eclstm", options.subset)
+    if options.is_cmapss:
+        root = Path(options.data)
+        if options.data == "cmapss":
+            if "PAPERCORE_DATA" not in os.environ:
+                raise ValueError(
+                    "--data cmapss reads $PAPERCORE_DATA/eclstm: set PAPERCORE_DATA, or give the folder or archive itself"
+                )
+            root = Path(os.environ["PAPERCORE_DATA"]) / "eclstm"
+        sets = CMAPSS(root, options.subset)
         return sets.train, sets.test
-    path = Path(options.data)
-    if path.is_dir() or path.suffix in (".zip", ".tar", ".xz", ".tgz") or path.name.endswith(".tar.gz"):
-        sets = CMAPSS(path, options.subset)
-        return sets.train, sets.test
-    table = RunToFailure(path, options.unit, options.time, options.features, options.rul)
+    table = RunToFailure(options.data, options.unit, options.time, options.features, options.rul)
     if options.test_data is not None:
         return table, RunToFailure(options.test_data, options.unit, options.time, table.columns, options.rul)
     kept, held_out = table.split(TEST_SHARE, seed)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from papercore.lab.cli import flag
 from papercore.lab.files import write_json
 from papercore.lab.report import console, print_table
+from safetensors import SafetensorError
 
 from eclstm.data import DataOptions, RunToFailure, Segments, load
 from eclstm.model import ECLSTMRegressor
@@ -115,14 +116,17 @@ def load_model(folder: str) -> ECLSTMRegressor:
     """A trained regressor from a checkpoint folder or a Hub name.
 
     Raises:
-        FileNotFoundError: if it looks like a path and holds no checkpoint.
+        FileNotFoundError: if it looks like a path and holds no checkpoint. ValueError: if the checkpoint does not fit together.
     """
     path = Path(folder)
-    if path.is_dir() or folder.count("/") != 1 or path.suffix:
+    if path.is_dir() or path.parent.is_dir() or folder.count("/") != 1 or path.suffix:
         for name in ("config.json", "model.safetensors"):
             if not (path / name).is_file():
                 raise FileNotFoundError(f"{folder}: no {name}; expected a folder that `eclstm train` wrote")
-    return ECLSTMRegressor.from_pretrained(folder)
+    try:
+        return ECLSTMRegressor.from_pretrained(folder, strict=True)
+    except (RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: not a checkpoint of eclstm: {error}") from None
 
 
 @dataclass

@@ -129,8 +129,8 @@ class ECLSTMNetwork(nn.Module):
             maps = self.preprocessing(windows.flatten(0, 1).unsqueeze(1))
             x = maps.permute(0, 3, 2, 1).unflatten(0, windows.shape[:2])
         else:
-            layer, norm = cast(tuple[ECLSTM, ChannelNorm], pairs.pop(0))
-            x = norm(layer.forward_segment(segments.unsqueeze(3))[0])
+            first, first_norm = cast(tuple[ECLSTM, ChannelNorm], pairs.pop(0))
+            x = first_norm(first.forward_segment(segments.unsqueeze(3))[0])
         for layer, norm in pairs:
             x = norm(layer(x)[0])
         return x.flatten(1)

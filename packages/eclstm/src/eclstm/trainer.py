@@ -15,7 +15,7 @@ import transformers
 from papercore.lab.cli import flag
 from papercore.lab.files import write_json
 from papercore.lab.report import console
-from papercore.lab.training import ModuleTrainer, resumable
+from papercore.lab.training import ModuleTrainer, adapt_to_machine, resumable
 from papercore.ops import seed_everything
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
@@ -71,7 +71,6 @@ class ECLSTMConfig(TrainingArguments):
     greater_is_better: bool | None = flag("whether more of it is better", False)
     report_to: str = flag("where to log: tensorboard, wandb, ... or none", "none")
     seed: int = flag("of weights, data order and the split of units", 0)
-    restore_callback_states_from_checkpoint: bool = flag("count on epochs without improvement when resumed", True)
 
     def __post_init__(self) -> None:
         for name in ("layers", "preprocessing"):
@@ -88,7 +87,7 @@ class ECLSTMConfig(TrainingArguments):
             # torch counts the bad epochs it tolerates, Keras those it waits: 4 is Keras's 5.
             self.lr_scheduler_kwargs = {"factor": 0.3, "patience": 4}
         self.label_names = ["labels"]
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+        adapt_to_machine(self)
         super().__post_init__()
         if self.train_batch_size == 1:
             transformers.utils.logging.get_logger("eclstm").warning(
@@ -206,7 +205,10 @@ def fit(
     trainer = ECLSTMTrainer(model, config, *split_segments(train, model, config))
     if checkpoint is not None:
         state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
-        if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"] and state.global_step < state.max_steps:
+        if (
+            state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
+            and state.global_step < state.max_steps
+        ):
             config.max_steps = state.global_step  # it had stopped early; the engine would train on before it noticed
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer

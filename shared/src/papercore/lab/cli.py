@@ -15,6 +15,7 @@ import importlib
 import importlib.metadata
 import inspect
 import json
+import os
 import sys
 import traceback
 import typing
@@ -67,10 +68,13 @@ class App:
         arguments = [a for a in arguments if a != "--debug"]
         try:
             return self._run(arguments)
+        except BrokenPipeError:  # the reader has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         except KeyboardInterrupt:
             print(f"{self.name}: interrupted; the same command goes on from what is saved", file=sys.stderr)
             return 130
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ModuleNotFoundError) as error:
             if debug:
                 traceback.print_exc()
             else:
@@ -150,17 +154,36 @@ def parse(function: Callable[..., Any], flags: Sequence[str], prog: str = "", he
     parser = Parser(types, prog=prog, description=help, formatter_class=_Formatter, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file of flags; flags given here override it")
     parser.add_argument("--help_all", action="help", help="show the training engine's other flags, too")
-    known = {option.lstrip("-") for option in parser._option_string_actions} | {a.dest for a in parser._actions}
-    given = [flag.split("=")[0] for flag in flags]
-    config = [flags[i + 1] for i, flag in enumerate(given[:-1]) if flag == "--config"]
-    tokens = [*(_tokens(config[-1], known) if config else []), *flags]
+    for type_ in types:
+        for name, hint in typing.get_type_hints(type_).items():
+            for action in parser._actions:
+                if action.dest == name and type(None) in typing.get_args(hint) and callable(action.type):
+                    action.type = _optional(action.type)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", nargs="?")  # without a word it is the parser below that complains
+    config = first.parse_known_args(flags)[0].config
+    tokens = [*(_tokens(config, parser) if config else []), *flags]
     *filled, rest = parser.parse_args_into_dataclasses(tokens, return_remaining_strings=True, look_for_args_file=False)
     if rest:
-        raise ValueError(f"no flag {rest[0]!r}{_nearest(rest[0], (f'--{name}' for name in known))} (see {prog} --help)")
-    return [value for value in filled if dataclasses.is_dataclass(value)]
+        raise ValueError(f"no flag {rest[0]!r}{_nearest(rest[0], parser._option_string_actions)} (see {prog} --help)")
+    filled = [value for value in filled if dataclasses.is_dataclass(value)]
+    for value in filled:
+        for name in [f.name for f in dataclasses.fields(value) if getattr(value, f.name) == [None]]:
+            setattr(value, name, None)  # the word none for a list is no list, not a list of none
+    return filled
 
 
-def _tokens(path: str, known: Iterable[str]) -> list[str]:
+def _optional(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """``convert``, with the word none for None."""
+
+    def read(word: str) -> Any:
+        return None if word == "none" else convert(word)
+
+    read.__name__ = getattr(convert, "__name__", "value")
+    return read
+
+
+def _tokens(path: str, parser: argparse.ArgumentParser) -> list[str]:
     """A YAML mapping as the flags it stands for, so that both are checked by the same parser."""
     import yaml
 
@@ -170,16 +193,16 @@ def _tokens(path: str, known: Iterable[str]) -> list[str]:
         raise ValueError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(entries, dict):
         raise ValueError(f"{path}: expected 'flag: value' lines, found a {type(entries).__name__}")
+    actions = {action.dest: action for action in parser._actions}
     tokens: list[str] = []
     for key, value in entries.items():
-        if key not in known:
-            raise ValueError(f"{path}: no flag {key!r}{_nearest(str(key), known)}")
-        if value is None:
-            continue
-        if isinstance(value, list) and value and not any(isinstance(item, list | dict) for item in value):
+        if key not in actions:
+            raise ValueError(f"{path}: no flag {key!r}{_nearest(str(key), actions)}")
+        if isinstance(value, list) and actions[key].nargs in ("+", "*"):
             tokens += [f"--{key}", *map(str, value)]
         else:
-            tokens += [f"--{key}={json.dumps(value) if isinstance(value, list | dict) else value}"]
+            word = "none" if value is None else json.dumps(value) if isinstance(value, list | dict) else str(value)
+            tokens.append(f"--{key}={word}")
     return tokens
 
 

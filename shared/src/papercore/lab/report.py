@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tqdm.auto import tqdm
 
@@ -70,12 +71,12 @@ SUMMARY_COLUMNS = ["method", "task", "metric", "baseline", "ours", "gain [95 %]"
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on the terminal."""
-    console.print(f"\n{title}", style="bold", soft_wrap=True)
+    console.print(f"\n{title}", style="bold", markup=False, soft_wrap=True)
     table = Table()
     for column in columns:
-        table.add_column(column)
+        table.add_column(escape(column))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
 
 

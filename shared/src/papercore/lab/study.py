@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ import numpy as np
 
 from papercore.lab.cli import flag
 
-Run = Callable[[dict[str, Any], str, int, Path], Mapping[str, float]]
+Run = Callable[[dict[str, Any], int, Path], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of a study to run: which tasks (data sets), how many seeds, and options that all arms share."""
+    """How much of a study to run: on which tasks (data sets) and with which options of their own, how many seeds, and
+    options that all share."""
 
-    tasks: Sequence[str]
+    tasks: Mapping[str, Mapping[str, Any]]
     seeds: int
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -91,7 +93,7 @@ class Study:
         baseline: arm to compare with. method: arm that the claim is about.
         arms: options of each arm, by name.
         scales: by name, among them ``"quick"``.
-        run: (options of scale and arm, task, seed, empty folder) -> value of each metric.
+        run: (options of scale, task and arm; seed; folder of its own) -> value of each metric.
         paper: the paper's own figures of the first metric, by arm and task.
     """
 
@@ -120,7 +122,7 @@ class Study:
         for arm in options.arms or ():
             _pick("arm", arm, self.arms)
         for task in options.tasks or ():
-            _pick("task", task, dict.fromkeys(scale.tasks))
+            _pick("task", task, scale.tasks)
         folder = Path(options.output_dir or f"runs/{self.name}-{options.scale}")
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "results.jsonl"
@@ -130,7 +132,7 @@ class Study:
                 "arm": arm,
                 "task": task,
                 "seed": seed,
-                "options": json.loads(json.dumps({**scale.options, **self.arms[arm]})),
+                "options": self._options(scale, task, arm),
             }
             for seed in range(seeds)
             for task in scale.tasks
@@ -146,7 +148,7 @@ class Study:
         for cell in progress(todo, f"{self.name} {options.scale}", len(cells) - len(todo)):
             started = time.perf_counter()
             work = folder / "work" / f"{cell['task']}-{cell['arm']}-{cell['seed']}".replace(" ", "-").replace(",", "")
-            values = self.run(dict(cell["options"]), cell["task"], cell["seed"], work)
+            values = self.run(dict(cell["options"]), cell["seed"], work)
             row = {**cell, "metrics": {k: float(v) for k, v in values.items()}}
             row |= {
                 "seconds": round(time.perf_counter() - started, 1),
@@ -162,6 +164,9 @@ class Study:
         )
         write_report(comparison, folder, command)
         return comparison
+
+    def _options(self, scale: Scale, task: str, arm: str) -> dict[str, Any]:
+        return json.loads(json.dumps({**scale.options, **scale.tasks[task], **self.arms[arm]}))
 
 
 @dataclass
@@ -231,5 +236,8 @@ def machine() -> str:
 
 def versions(package: str) -> dict[str, str]:
     """Versions of what decides a result."""
-    names = dict.fromkeys([package, "papercore", "torch", "transformers"])
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    known = {"python": platform.python_version()}
+    for name in (package, "papercore", "torch", "transformers"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            known[name] = metadata.version(name)
+    return known

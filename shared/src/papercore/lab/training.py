@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
@@ -30,6 +31,8 @@ class ModuleTrainer(Trainer):
         if hasattr(kwargs["train_dataset"], "__getitems__"):
             kwargs.setdefault("data_collator", whole_batch)
             kwargs["args"].remove_unused_columns = False  # the engine would look for them item by item
+        # Or early stopping would count epochs without improvement anew.
+        kwargs["args"].restore_callback_states_from_checkpoint = True
         super().__init__(**kwargs)
         if self.pop_callback(ProgressCallback):
             self.add_callback(ProgressBar())
@@ -38,6 +41,14 @@ class ModuleTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
             self.accelerator.unwrap_model(self.model).save_pretrained(output_dir or self.args.output_dir)
+
+
+def adapt_to_machine(args: TrainingArguments) -> None:
+    """Call before ``TrainingArguments.__post_init__``: without an accelerator, say so, or each process of a ``torchrun`` trains
+    alone; and pin no memory."""
+    if not torch.accelerator.is_available():
+        args.use_cpu = True
+        args.dataloader_pin_memory = False
 
 
 def whole_batch(batch: Any) -> Any:
@@ -71,7 +82,9 @@ class ProgressBar(TrainerCallback):
     ) -> None:
         if self.bar is not None:
             wanted = {
-                k: v for k, v in (logs or {}).items() if not k.endswith(("runtime", "per_second", "epoch", "grad_norm"))
+                k: v
+                for k, v in (logs or {}).items()
+                if not k.endswith(("runtime", "per_second", "epoch", "grad_norm", "total_flos", "train_loss"))
             }
             self.latest.update({k: f"{v:.4g}" for k, v in wanted.items() if isinstance(v, float)})
             self.bar.set_postfix(self.latest)
