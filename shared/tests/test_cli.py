@@ -93,7 +93,9 @@ class TestFlags:
         assert Options("b").sizes == [1, 2]
 
     def test_several_dataclasses_are_filled_from_one_line(self, tmp_path):
-        options, engine = parse(train, ["--strength", "2", "--name", "a", "--output_dir", str(tmp_path), "--weight_decay", "0.5"])
+        options, engine = parse(
+            train, ["--strength", "2", "--name", "a", "--output_dir", str(tmp_path), "--weight_decay", "0.5"]
+        )
         assert options.name == "a"
         assert engine.strength == 2
         assert engine.learning_rate == 0.25
@@ -265,7 +267,10 @@ class TestApp:
             (["vreb"], "papercore: no verb 'vreb'; did you mean 'verb'?; the verbs are verb, train, read, look, plain"),
             (["verb", "--name", "bad"], "papercore: data.csv, row 3: no number"),
             (["verb", "--name", "gone"], "papercore: data.csv: no such file"),
-            (["verb", "--nmae", "a"], "papercore: the following arguments are required: --name (see papercore verb --help)"),
+            (
+                ["verb", "--nmae", "a"],
+                "papercore: the following arguments are required: --name (see papercore verb --help)",
+            ),
             (["plain", "extra"], "papercore: no flag 'extra' (see papercore plain --help)"),
         ],
     )

@@ -3,7 +3,6 @@ import random
 import numpy as np
 import pytest
 import torch
-
 from papercore.ops import autocast_dtype, peak_memory, pick_device, seed_everything
 
 
@@ -20,7 +19,12 @@ def test_cuda_is_preferred_then_mps_then_the_cpu(monkeypatch):
 
 @pytest.mark.parametrize(
     ("capabilities", "expected"),
-    [({}, torch.float32), ({"amx_bf16": True}, torch.bfloat16), ({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)],
+    [
+        ({}, torch.float32),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"avx2": True}, torch.float32),
+    ],
 )
 def test_a_cpu_autocasts_only_where_it_multiplies_bfloat16_in_hardware(monkeypatch, capabilities, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)

@@ -2,7 +2,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from papercore.lab.files import write_json, write_text
 
 

@@ -23,7 +23,9 @@ def demo(tmp_path, monkeypatch):
     (tmp_path / "demo.py").write_text(DEMO)
     info = tmp_path / "demo-1.5.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: demo\nVersion: 1.5\nSummary: Shows how little is little\n")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: demo\nVersion: 1.5\nSummary: Shows how little is little\n"
+    )
     (info / "entry_points.txt").write_text("[papercore.studies]\ndemo = demo:study\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -25,7 +25,9 @@ class TestMarkdown:
         text = (folder / "report.md").read_text()
         for task in ("maps", "faces"):
             lines = [line for line in section(text, task).splitlines() if line.startswith("|")]
-            assert lines[0].startswith("| arm | seeds | error (mm) | better than baseline by | accuracy | better than baseline by |")
+            assert lines[0].startswith(
+                "| arm | seeds | error (mm) | better than baseline by | accuracy | better than baseline by |"
+            )
             assert [line.split(" | ")[0] for line in lines[2:]] == ["| old way", "| rival", "| **new way**"]
             assert all(line.count("|") == lines[0].count("|") for line in lines)
             assert all(line.split(" | ")[1] == "3" for line in lines[2:])
@@ -157,7 +159,12 @@ def test_figures_have_digits_that_fit_their_size(interval, signed, text):
 
 
 def test_markdown_tables_have_a_rule_below_the_head():
-    assert markdown_table(["a", "b"], [["1", "2"], ["3", "4"]]).splitlines() == ["| a | b |", "|---|---|", "| 1 | 2 |", "| 3 | 4 |"]
+    assert markdown_table(["a", "b"], [["1", "2"], ["3", "4"]]).splitlines() == [
+        "| a | b |",
+        "|---|---|",
+        "| 1 | 2 |",
+        "| 3 | 4 |",
+    ]
 
 
 def test_a_row_like_the_rule_is_still_a_row():

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from papercore.lab.study import Comparison, Metric, ReproduceOptions, Scale, Study, interval, machine, read_rows, versions
+from papercore.lab.study import (
+    Comparison,
+    Metric,
+    ReproduceOptions,
+    Scale,
+    Study,
+    interval,
+    machine,
+    read_rows,
+    versions,
+)
 from scipy import stats
 
 
@@ -111,6 +121,12 @@ class TestReproduce:
         comparison = study.reproduce(options(tmp_path, arms=["old way"]))
         assert len(run.ran) == 9
         assert comparison.verdict("faces") == "shown"  # with what had run before
+
+    def test_progress_counts_what_was_asked_for(self, study, tmp_path, capsys):
+        study.reproduce(options(tmp_path, arms=["new way"], seeds=1))
+        assert "0/2" in capsys.readouterr().err
+        study.reproduce(options(tmp_path, arms=["new way"], seeds=2))
+        assert "2/4" in capsys.readouterr().err
 
     def test_the_default_folder_is_named_after_study_and_scale(self, study, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

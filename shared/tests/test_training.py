@@ -4,10 +4,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from papercore.lab.training import ModuleTrainer, resumable
 from torch import nn
 from transformers import TrainingArguments
-
-from papercore.lab.training import ModuleTrainer, resumable
 
 
 @dataclass
@@ -53,13 +52,17 @@ class TestResumable:
         arguments = TrainingArguments(str(tmp_path), num_train_epochs=2)
         resumable(tmp_path, Options(), arguments)
         complete = checkpoint(tmp_path, 10)
-        again = TrainingArguments(str(tmp_path), num_train_epochs=2, disable_tqdm=True)  # how it shows itself may change
+        again = TrainingArguments(
+            str(tmp_path), num_train_epochs=2, disable_tqdm=True
+        )  # how it shows itself may change
         assert resumable(tmp_path, Options(), again) == complete
 
     def test_other_options_are_refused_by_name(self, tmp_path):
         resumable(tmp_path, Options())
         checkpoint(tmp_path, 10)
-        with pytest.raises(ValueError, match="holds a run with width 3, now 4: give another --output_dir, or delete that folder"):
+        with pytest.raises(
+            ValueError, match="holds a run with width 3, now 4: give another --output_dir, or delete that folder"
+        ):
             resumable(tmp_path, Options(width=4))
 
     def test_an_option_that_may_change_may_change(self, tmp_path):
@@ -96,7 +99,13 @@ class Batches(torch.utils.data.Dataset):
 class TestModuleTrainer:
     def train(self, folder, **options):
         torch.manual_seed(0)
-        options = {"per_device_train_batch_size": 8, "learning_rate": 0.1, "num_train_epochs": 3, "report_to": "none", **options}
+        options = {
+            "per_device_train_batch_size": 8,
+            "learning_rate": 0.1,
+            "num_train_epochs": 3,
+            "report_to": "none",
+            **options,
+        }
         arguments = TrainingArguments(str(folder), save_strategy="epoch", logging_steps=1, use_cpu=True, **options)
         trainer = ModuleTrainer(model=Line(), args=arguments, train_dataset=Batches())
         trainer.train()

@@ -1,10 +1,9 @@
 import pytest
 import torch
-from torch import nn
-from torch.testing import assert_close
-
 from eclstm.baselines import ChannelNorm, ConvLSTM, ConvolutionalFlatLSTM, FlatLSTM, sub_windows
 from eclstm.model import ECLSTMRegressor
+from torch import nn
+from torch.testing import assert_close
 
 NETWORKS = {"lstm": FlatLSTM, "convlstm": ConvLSTM, "cnn-lstm": ConvolutionalFlatLSTM}
 EPSILON = 1 + 1e-3  # what a fresh normalisation divides the square of its input by in evaluation
@@ -103,4 +102,5 @@ def test_normalisation_follows_every_layer_with_the_momentum_given(name):
     assert [norm.num_features for norm in norms] == [4, 5]
     network(torch.randn(2, 20, 3))
     for norm in norms:
-        assert norm.momentum == 0.03 and norm.num_batches_tracked == 1
+        assert norm.momentum == 0.03
+        assert norm.num_batches_tracked == 1

@@ -122,6 +122,8 @@ def test_two_workers_on_one_storage_share_the_work_and_change_nothing(tmp_path):
 
 
 def test_a_value_that_is_not_a_number_counts_as_worst(tmp_path):
-    study, best = search(tmp_path, lambda options, budget, folder: float("nan") if options["x"] > 0 else 1 + options["x"] ** 2)
+    study, best = search(
+        tmp_path, lambda options, budget, folder: float("nan") if options["x"] > 0 else 1 + options["x"] ** 2
+    )
     assert best.params["x"] <= 0
     assert any(t.value == float("inf") for t in study.trials)

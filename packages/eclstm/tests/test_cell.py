@@ -5,41 +5,51 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from eclstm.cell import ECLSTM, ECLSTMCell, load_keras_weights, state_length
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from literal import keras_arrays, literal_eclstm
 from torch.testing import assert_close
 
-from eclstm.cell import ECLSTM, ECLSTMCell, load_keras_weights, state_length
-
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 
 CONFIGS = {
-    "naive": dict(input_size=(16, 7, 1), filters=[4, 6]),
-    "one convolution": dict(input_size=(10, 3, 1), filters=[5]),
-    "three convolutions": dict(input_size=(14, 4, 1), filters=[3, 2, 4], kernel_sizes=[2, 3, 5]),
-    "even kernels": dict(input_size=(12, 3, 1), filters=[2, 3], kernel_sizes=[4, 2]),
-    "hybrid, even sensors": dict(input_size=(9, 4, 1), filters=[2, 3], fusion="hybrid"),
-    "hybrid, odd sensors": dict(input_size=(9, 5, 1), filters=[3], fusion="hybrid", kernel_sizes=4),
-    "hybrid then early": dict(input_size=(12, 5, 1), filters=[3, 4], kernel_sizes=[3, 5], fusion=["hybrid", "early"]),
-    "early then hybrid": dict(input_size=(12, 5, 1), filters=[3, 4], fusion=["early", "hybrid"]),
-    "stride 2": dict(input_size=(19, 3, 1), filters=[3, 4], kernel_sizes=[3, 4], stride=2),
-    "stride 2, hybrid": dict(input_size=(15, 2, 1), filters=[2, 3], fusion="hybrid", stride=2),
-    "several channels": dict(input_size=(9, 2, 3), filters=[3, 4]),
-    "recurrent kernel of 1": dict(input_size=(5, 3, 1), filters=[3, 4]),
-    "no cell convolution": dict(input_size=(10, 3, 1), filters=[3, 4], cell_convolution=False),
-    "tanh inside": dict(input_size=(10, 3, 1), filters=[3, 4], recurrent_activation=["tanh", "sigmoid"]),
-    "sigmoid inside": dict(input_size=(10, 3, 1), filters=[3, 4], recurrent_activation=["sigmoid", "hard_sigmoid"]),
-    "hard_sigmoid inside": dict(
-        input_size=(12, 3, 1), filters=[3, 4, 2], recurrent_activation=["linear", "hard_sigmoid", "hard_sigmoid"]
-    ),
-    "other activations": dict(
-        input_size=(12, 3, 1),
-        filters=[3, 4, 2],
-        recurrent_activation="relu",
-        conv_activation=["relu", "tanh", "linear"],
-    ),
-    "too large for matrices": dict(input_size=(28, 8, 1), filters=[2, 3], fusion="hybrid"),
+    "naive": {"input_size": (16, 7, 1), "filters": [4, 6]},
+    "one convolution": {"input_size": (10, 3, 1), "filters": [5]},
+    "three convolutions": {"input_size": (14, 4, 1), "filters": [3, 2, 4], "kernel_sizes": [2, 3, 5]},
+    "even kernels": {"input_size": (12, 3, 1), "filters": [2, 3], "kernel_sizes": [4, 2]},
+    "hybrid, even sensors": {"input_size": (9, 4, 1), "filters": [2, 3], "fusion": "hybrid"},
+    "hybrid, odd sensors": {"input_size": (9, 5, 1), "filters": [3], "fusion": "hybrid", "kernel_sizes": 4},
+    "hybrid then early": {
+        "input_size": (12, 5, 1),
+        "filters": [3, 4],
+        "kernel_sizes": [3, 5],
+        "fusion": ["hybrid", "early"],
+    },
+    "early then hybrid": {"input_size": (12, 5, 1), "filters": [3, 4], "fusion": ["early", "hybrid"]},
+    "stride 2": {"input_size": (19, 3, 1), "filters": [3, 4], "kernel_sizes": [3, 4], "stride": 2},
+    "stride 2, hybrid": {"input_size": (15, 2, 1), "filters": [2, 3], "fusion": "hybrid", "stride": 2},
+    "several channels": {"input_size": (9, 2, 3), "filters": [3, 4]},
+    "recurrent kernel of 1": {"input_size": (5, 3, 1), "filters": [3, 4]},
+    "no cell convolution": {"input_size": (10, 3, 1), "filters": [3, 4], "cell_convolution": False},
+    "tanh inside": {"input_size": (10, 3, 1), "filters": [3, 4], "recurrent_activation": ["tanh", "sigmoid"]},
+    "sigmoid inside": {
+        "input_size": (10, 3, 1),
+        "filters": [3, 4],
+        "recurrent_activation": ["sigmoid", "hard_sigmoid"],
+    },
+    "hard_sigmoid inside": {
+        "input_size": (12, 3, 1),
+        "filters": [3, 4, 2],
+        "recurrent_activation": ["linear", "hard_sigmoid", "hard_sigmoid"],
+    },
+    "other activations": {
+        "input_size": (12, 3, 1),
+        "filters": [3, 4, 2],
+        "recurrent_activation": "relu",
+        "conv_activation": ["relu", "tanh", "linear"],
+    },
+    "too large for matrices": {"input_size": (28, 8, 1), "filters": [2, 3], "fusion": "hybrid"},
 }
 each_config = pytest.mark.parametrize("config", [pytest.param(c, id=name) for name, c in CONFIGS.items()])
 
@@ -73,7 +83,7 @@ def gradients(output, module):
 class TestGolden:
     @pytest.fixture
     def golden(self, path):
-        arrays = {k: v for k, v in np.load(path).items()}
+        arrays = dict(np.load(path).items())
         return json.loads(str(arrays.pop("meta"))), arrays
 
     @pytest.fixture
@@ -194,7 +204,8 @@ def test_matrices_serve_linear_recurrence_on_small_states_only():
     assert ECLSTM(**CONFIGS["naive"]).recurrent_matrices is not None
     assert ECLSTM(**CONFIGS["tanh inside"]).recurrent_matrices is None
     large = ECLSTM(**CONFIGS["too large for matrices"])
-    assert large.recurrent_matrices is None and large.input_matrices is None
+    assert large.recurrent_matrices is None
+    assert large.input_matrices is None
 
 
 @each_config
@@ -226,7 +237,7 @@ def test_forward_segment_takes_a_state():
 @pytest.mark.parametrize("inner", ["sigmoid", "hard_sigmoid"])
 def test_recurrent_stack_acts_on_the_zero_state_too(inner):
     """Trap: r(0) is not 0 for these, so the h branch of the first step is not 0 either."""
-    config = dict(input_size=(10, 3, 1), filters=[3, 4], recurrent_activation=[inner, "hard_sigmoid"])
+    config = {"input_size": (10, 3, 1), "filters": [3, 4], "recurrent_activation": [inner, "hard_sigmoid"]}
     layer, x = layer_and_input(config, steps=1)
     with_branch, _ = layer(x)
     assert_close(with_branch, literal(layer, x)[0], rtol=0, atol=1e-6)
@@ -334,9 +345,9 @@ class TestDropout:
 
 
 @pytest.mark.parametrize("config", [
-    dict(input_size=(6, 2, 1), filters=[2, 2], kernel_sizes=[3, 2]),
-    dict(input_size=(5, 2, 1), filters=[2], fusion="hybrid"),
-    dict(input_size=(6, 2, 1), filters=[2, 1], recurrent_activation=["sigmoid", "sigmoid"], conv_activation="tanh"),
+    {"input_size": (6, 2, 1), "filters": [2, 2], "kernel_sizes": [3, 2]},
+    {"input_size": (5, 2, 1), "filters": [2], "fusion": "hybrid"},
+    {"input_size": (6, 2, 1), "filters": [2, 1], "recurrent_activation": ["sigmoid", "sigmoid"], "conv_activation": "tanh"},
 ], ids=["matrices", "hybrid", "convolutions"])  # fmt: skip
 def test_gradients_are_exact(config):
     torch.manual_seed(0)
@@ -422,25 +433,25 @@ def test_state_length_is_what_convolutions_leave(length, kernels, stride):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(input_size=(4, 2, 1), filters=[2, 2]), r"window 4 < 5 needed by kernels \[3, 3\]"),
+        ({"input_size": (4, 2, 1), "filters": [2, 2]}, r"window 4 < 5 needed by kernels \[3, 3\]"),
         (
-            dict(input_size=(6, 2, 1), filters=[2, 2], stride=2),
+            {"input_size": (6, 2, 1), "filters": [2, 2], "stride": 2},
             r"window 6 < 7 needed by kernels \[3, 3\] with stride 2",
         ),
-        (dict(filters=[2, 2], kernel_sizes=[3]), r"kernel_sizes \[3\] has 1 entries and filters \[2, 2\] has 2"),
-        (dict(filters=[2, 2], fusion=["early"]), "fusion .* has 1 entries"),
-        (dict(filters=[2, 2], conv_activation=["relu"] * 3), "conv_activation .* has 3 entries"),
-        (dict(filters=[2], recurrent_activation=["linear", "tanh"]), "recurrent_activation .* has 2 entries"),
-        (dict(filters=[2], fusion="late"), "fusion 'late' is unknown: choose from early, hybrid"),
+        ({"filters": [2, 2], "kernel_sizes": [3]}, r"kernel_sizes \[3\] has 1 entries and filters \[2, 2\] has 2"),
+        ({"filters": [2, 2], "fusion": ["early"]}, "fusion .* has 1 entries"),
+        ({"filters": [2, 2], "conv_activation": ["relu"] * 3}, "conv_activation .* has 3 entries"),
+        ({"filters": [2], "recurrent_activation": ["linear", "tanh"]}, "recurrent_activation .* has 2 entries"),
+        ({"filters": [2], "fusion": "late"}, "fusion 'late' is unknown: choose from early, hybrid"),
         (
-            dict(filters=[2], conv_activation="gelu"),
+            {"filters": [2], "conv_activation": "gelu"},
             "conv_activation 'gelu' is unknown: choose from linear, hard_sigmoid",
         ),
-        (dict(filters=[2], recurrent_activation="gelu"), "recurrent_activation 'gelu' is unknown"),
-        (dict(filters=[]), "filters must be one or more positive integers"),
-        (dict(filters=[2, 0]), r"filters must be one or more positive integers, got \[2, 0\]"),
-        (dict(filters=[2], kernel_sizes=0), "kernel_sizes and stride must be positive"),
-        (dict(filters=[2], stride=0), "kernel_sizes and stride must be positive"),
+        ({"filters": [2], "recurrent_activation": "gelu"}, "recurrent_activation 'gelu' is unknown"),
+        ({"filters": []}, "filters must be one or more positive integers"),
+        ({"filters": [2, 0]}, r"filters must be one or more positive integers, got \[2, 0\]"),
+        ({"filters": [2], "kernel_sizes": 0}, "kernel_sizes and stride must be positive"),
+        ({"filters": [2], "stride": 0}, "kernel_sizes and stride must be positive"),
     ],
 )
 @pytest.mark.parametrize("module", [ECLSTM, ECLSTMCell])
@@ -471,9 +482,9 @@ class TestKerasWeights:
     @pytest.mark.parametrize(
         ("options", "name"),
         [
-            (dict(input_size=(16, 8, 1), filters=[4, 6]), "kernel_0"),
-            (dict(input_size=(16, 7, 1), filters=[4, 7]), "recurrent_kernel_0"),
-            (dict(input_size=(16, 7, 1), filters=[4, 6], cell_convolution=False), "recurrent_kernel_1"),
+            ({"input_size": (16, 8, 1), "filters": [4, 6]}, "kernel_0"),
+            ({"input_size": (16, 7, 1), "filters": [4, 7]}, "recurrent_kernel_0"),
+            ({"input_size": (16, 7, 1), "filters": [4, 6], "cell_convolution": False}, "recurrent_kernel_1"),
         ],
     )
     def test_an_array_of_another_shape_is_named(self, options, name):

@@ -8,11 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.testing import assert_array_equal
-from torch.utils.data import DataLoader
-
 from eclstm.data import (
     CMAPSS,
     SENSORS,
@@ -26,6 +21,10 @@ from eclstm.data import (
     select_features,
     simulate,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from torch.utils.data import DataLoader
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "labels_scores_windows.json").read_text())
 TOY = pd.DataFrame({"unit": [1, 1, 1, 2, 2, 2], "cycle": [1, 2, 3, 1, 2, 3], "oil": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
@@ -83,7 +82,8 @@ class TestRunToFailure:
         """Trap: ids need be neither sorted, contiguous nor 1..N, nor rows in order."""
         shuffled = TOY.assign(unit=TOY["unit"].map({1: 40, 2: 3})).iloc[[4, 0, 5, 2, 3, 1]]
         table = RunToFailure(shuffled)
-        assert table.units == [3, 40] and len(table) == 2
+        assert table.units == [3, 40]
+        assert len(table) == 2
         assert_array_equal(table.values[:, 0], [4, 5, 6, 1, 2, 3])
         assert_array_equal(table.times, [1, 2, 3, 1, 2, 3])
         assert_array_equal(table.starts, [0, 3, 6])
@@ -118,7 +118,9 @@ class TestRunToFailure:
         path = tmp_path / f"table{suffix}"
         tiny_frame.to_parquet(path) if suffix == ".parquet" else tiny_frame.to_csv(path, index=False)
         read, expected = RunToFailure(path), RunToFailure(tiny_frame)
-        assert read.name == str(path) and read.columns == expected.columns and read.units == expected.units
+        assert read.name == str(path)
+        assert read.columns == expected.columns
+        assert read.units == expected.units
         assert_array_equal(read.values, expected.values)
         assert_array_equal(read.times, expected.times)
 
@@ -411,14 +413,16 @@ class TestSegments:
         table = fleet([8, 8])
         segments = Segments(table, table.columns, 3, table.labels())
         thinned = segments.thin(4)
-        assert len(segments) == 12 and len(thinned) == 3
+        assert len(segments) == 12
+        assert len(thinned) == 3
         for i in range(3):
             torch.testing.assert_close(thinned[i], segments[4 * i])
 
     def test_arrays_are_segments_columns_rows(self):
         table = fleet([5, 4])
         values, labels = Segments(table, table.columns, 3, table.labels()).arrays()
-        assert values.shape == (5, 2, 3) and values.dtype == labels.dtype == np.float32
+        assert values.shape == (5, 2, 3)
+        assert values.dtype == labels.dtype == np.float32
         assert_array_equal(values[3], [[2, 2, 2], [1, 2, 3]])
         assert_array_equal(labels, [2, 1, 0, 1, 0])
 
@@ -438,14 +442,16 @@ class TestSimulate:
 
     def test_has_the_shape_of_cmapss(self):
         table = simulate(5, seed=0)
-        assert table.columns == SETTINGS + SENSORS and table.units == [1, 2, 3, 4, 5]
+        assert table.columns == SETTINGS + SENSORS
+        assert table.units == [1, 2, 3, 4, 5]
         assert ((table.lengths >= 100) & (table.lengths <= 300)).all()
         assert_array_equal(table.remaining, 0)
         assert sum(len(np.unique(column)) == 1 for column in table.values[:, 3:].T) == 4  # four sensors never change
 
     def test_cut_histories_end_before_failure(self):
         table = simulate(20, seed=1, cut=True)
-        assert (table.remaining >= 5).all() and (table.lengths >= 30).all()
+        assert (table.remaining >= 5).all()
+        assert (table.lengths >= 30).all()
 
     def test_flies_in_the_conditions_asked_for(self):
         flown = simulate(5, seed=0, conditions=2).values[:, 0].round(-1)
@@ -456,7 +462,8 @@ class TestLoad:
     def test_simulated_fleets_are_the_default_and_the_same_for_every_seed(self):
         train, test = load(DataOptions(), seed=0)
         again, _ = load(DataOptions(), seed=7)
-        assert len(train) == 36 and len(test) == 40
+        assert len(train) == 36
+        assert len(test) == 40
         assert_array_equal(train.remaining, 0)
         assert (test.remaining > 0).all()
         assert_array_equal(train.values, again.values)
@@ -465,7 +472,8 @@ class TestLoad:
         cmapss_folder.rename(tmp_path / "eclstm")
         monkeypatch.setenv("PAPERCORE_DATA", str(tmp_path))
         train, test = load(DataOptions(data="cmapss"), seed=0)
-        assert len(train) == 2 and len(test) == 3
+        assert len(train) == 2
+        assert len(test) == 3
 
     def test_cmapss_without_papercore_data_says_so(self, monkeypatch):
         monkeypatch.delenv("PAPERCORE_DATA", raising=False)
@@ -482,7 +490,8 @@ class TestLoad:
     def test_a_table_alone_holds_out_a_fifth_of_its_units_cut_short(self, tiny_table):
         whole = RunToFailure(tiny_table)
         train, test = load(DataOptions(data=str(tiny_table)), seed=0)
-        assert len(train) == 8 and sorted(train.units + test.units) == whole.units
+        assert len(train) == 8
+        assert sorted(train.units + test.units) == whole.units
         assert_array_equal(train.remaining, 0)
         lives = whole.lengths[[whole.units.index(u) for u in test.units]]
         assert (test.lengths > lives // 5).all()
@@ -506,7 +515,8 @@ class TestLoad:
         path = tmp_path / "pumps.csv"
         tiny_frame.rename(columns={"unit": "pump", "cycle": "hours"}).to_csv(path, index=False)
         train, _ = load(DataOptions(data=str(path), unit="pump", time="hours", features=["heat"]), seed=0)
-        assert train.columns == ["heat"] and len(train) == 8
+        assert train.columns == ["heat"]
+        assert len(train) == 8
 
     @pytest.mark.parametrize("data", ["simulated", "nowhere.csv"])
     def test_cap_is_checked_first(self, data):

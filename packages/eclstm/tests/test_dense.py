@@ -1,9 +1,8 @@
 import torch
+from eclstm._dense import ConvolutionMatrix, conv, same_padding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
-
-from eclstm._dense import ConvolutionMatrix, conv, same_padding
 
 
 @given(

@@ -4,14 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
-
 from eclstm.cli import app
 from eclstm.data import DataOptions, RunToFailure, Segments, load
 from eclstm.evaluate import all_windows, evaluate, load_model, predict_segments, rmse, rul_score
 from eclstm.model import ECLSTMRegressor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 EXAMPLE = json.loads((Path(__file__).parent / "golden" / "labels_scores_windows.json").read_text())["score_example"]
 
@@ -89,7 +88,11 @@ class TestEvaluate:
 
     def test_predicts_from_the_last_rows_and_pads_short_units(self, model, fleet):
         predicted = evaluate(model, fleet).predicted
-        rows = [fleet.values[22:30, :2], np.r_[fleet.values[[30, 30]], fleet.values[30:36]][:, :2], fleet.values[36:44, :2]]
+        rows = [
+            fleet.values[22:30, :2],
+            np.r_[fleet.values[[30, 30]], fleet.values[30:36]][:, :2],
+            fleet.values[36:44, :2],
+        ]
         with torch.inference_mode():
             expected = model(torch.from_numpy(np.stack(rows)).float())
         np.testing.assert_allclose(predicted, expected, rtol=1e-6)
@@ -141,7 +144,10 @@ class TestLoadModel:
         model.save_pretrained(tmp_path)
         weights = load_file(tmp_path / "model.safetensors")
         bias = weights.pop("output.bias")
-        save_file(weights if change == "missing" else {**weights, "output.bias": torch.cat([bias, bias])}, tmp_path / "model.safetensors")
+        save_file(
+            weights if change == "missing" else {**weights, "output.bias": torch.cat([bias, bias])},
+            tmp_path / "model.safetensors",
+        )
         with pytest.raises(ValueError, match=r"(?s)not a checkpoint of eclstm: .*output\.bias"):
             load_model(str(tmp_path))
 

@@ -2,11 +2,10 @@ import json
 
 import pytest
 import torch
-from torch import nn
-from torch.testing import assert_close
-
 from eclstm.cell import ECLSTM
 from eclstm.model import NETWORKS, ECLSTMNetwork, ECLSTMRegressor, Standardize
+from torch import nn
+from torch.testing import assert_close
 
 FEATURES = ["heat", "flow", "noise"]
 
@@ -176,14 +175,17 @@ class TestRegressor:
         model.eval().save_pretrained(tmp_path)
         again = ECLSTMRegressor.from_pretrained(tmp_path).eval()
         assert torch.equal(again(segments), model(segments))
-        assert again.columns == model.columns and again.cap == model.cap and again.rows == model.rows
+        assert again.columns == model.columns
+        assert again.cap == model.cap
+        assert again.rows == model.rows
 
     def test_a_checkpoint_is_safetensors_and_json(self, tmp_path):
         ECLSTMRegressor(FEATURES, window_size=12).save_pretrained(tmp_path)
         assert {"config.json", "model.safetensors"} <= {p.name for p in tmp_path.iterdir()}
         assert not [p for p in tmp_path.iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
         config = json.loads((tmp_path / "config.json").read_text())
-        assert config["features"] == FEATURES and config["window_size"] == 12
+        assert config["features"] == FEATURES
+        assert config["window_size"] == 12
 
     def test_predicts_from_raw_rows_through_the_scaler(self):
         torch.manual_seed(0)

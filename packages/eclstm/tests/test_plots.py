@@ -1,10 +1,9 @@
 import matplotlib.image
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
-
 from eclstm.evaluate import Evaluation
 from eclstm.plots import plot_life, plot_predictions
+from matplotlib.figure import Figure
 
 
 @pytest.fixture
@@ -21,7 +20,9 @@ def figures(monkeypatch):
     return saved
 
 
-RESULT = Evaluation(["a", "b", "c"], np.array([9.0, 60.0, 100.0]), np.array([10.0, 50.0, 140.0]), np.array([10.0, 50.0, 120.0]), 120)
+RESULT = Evaluation(
+    ["a", "b", "c"], np.array([9.0, 60.0, 100.0]), np.array([10.0, 50.0, 140.0]), np.array([10.0, 50.0, 120.0]), 120
+)
 
 
 def points(panel):
@@ -38,7 +39,12 @@ def test_every_unit_is_a_dot_and_those_beyond_the_cap_are_told_apart(figures, tm
 
 
 def test_training_and_validation_error_are_drawn_in_cycles(figures, tmp_path):
-    history = [{"epoch": 1, "loss": 400.0}, {"epoch": 1, "eval_rmse": 15.0}, {"epoch": 2, "loss": 100.0}, {"epoch": 2, "eval_rmse": 12.0}]
+    history = [
+        {"epoch": 1, "loss": 400.0},
+        {"epoch": 1, "eval_rmse": 15.0},
+        {"epoch": 2, "loss": 100.0},
+        {"epoch": 2, "eval_rmse": 12.0},
+    ]
     plot_predictions(RESULT, tmp_path / "p.png", "FD001", history)
     training = {line.get_label(): line.get_xydata().tolist() for line in figures[0].axes[1].lines}
     assert training == {"training": [[1, 20], [2, 10]], "validation": [[1, 15], [2, 12]]}

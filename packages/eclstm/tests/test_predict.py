@@ -21,7 +21,9 @@ def table(tmp_path):
     rng = np.random.default_rng(0)
     rows = {"engine 9": 30, "a/b": 4, "z": 14}
     frame = pd.concat(
-        pd.DataFrame({"id": unit, "hour": np.arange(n) * 2.0, "heat": rng.normal(size=n), "oil": rng.normal(size=n), "note": "x"})
+        pd.DataFrame(
+            {"id": unit, "hour": np.arange(n) * 2.0, "heat": rng.normal(size=n), "oil": rng.normal(size=n), "note": "x"}
+        )
         for unit, n in rows.items()
     )
     frame.sample(frac=1, random_state=0).to_csv(tmp_path / "table.csv", index=False)

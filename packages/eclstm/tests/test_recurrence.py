@@ -1,9 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.testing import assert_close
-
 from eclstm._recurrence import ACTIVATIONS, DenseRecurrence, hard_sigmoid, update
+from torch.testing import assert_close
 
 
 def test_hard_sigmoid_has_the_slope_of_keras():

@@ -3,12 +3,11 @@ import json
 import math
 
 import pytest
-from papercore.lab.study import ReproduceOptions, Scale
-
 from eclstm.data import DataOptions
 from eclstm.model import ECLSTMRegressor
 from eclstm.study import study, train_and_evaluate
 from eclstm.trainer import ECLSTMConfig
+from papercore.lab.study import ReproduceOptions, Scale
 
 FEATURES = [f"sensor_{i}" for i in range(16)]
 
@@ -56,15 +55,9 @@ def test_the_paper_scale_is_the_authors_recipe(tmp_path):
 
 
 def test_a_cell_trains_and_judges(tiny_table, tmp_path):
-    options = {
-        "data": str(tiny_table),
-        "sequence_length": 2,
-        "window_size": 6,
-        "layers": [{"filters": [3]}],
-        "max_steps": 2,
-        "cap": 25,
-    }
-    metrics = train_and_evaluate(options, "simulated", 1, tmp_path / "cell")
+    network = {"sequence_length": 2, "window_size": 6, "layers": [{"filters": [3]}]}
+    options = {"data": str(tiny_table), "cap": 25, "max_steps": 2, **network}
+    metrics = train_and_evaluate(options, 1, tmp_path / "cell")
     assert metrics.keys() >= {metric.name for metric in study.metrics}
     assert all(math.isfinite(value) for value in metrics.values())
     assert metrics["units_beyond_cap"] < metrics["units"] == 2
@@ -73,25 +66,35 @@ def test_a_cell_trains_and_judges(tiny_table, tmp_path):
     assert recorded["seed"] == 1
 
 
-def test_fd001_uses_every_segment_of_its_small_set(cmapss_folder, tmp_path, monkeypatch):
-    (tmp_path / "eclstm").symlink_to(cmapss_folder)
-    monkeypatch.setenv("PAPERCORE_DATA", str(tmp_path))
-    options = {"every": 4, "select_features": False, "validation_share": 0.5, "network": "lstm", "layers": [4], "max_steps": 1}
-    train_and_evaluate(options, "FD001", 0, tmp_path / "cell")
-    recorded = json.loads((tmp_path / "cell" / "options.json").read_text())
-    assert recorded["data"] == "cmapss"
-    assert recorded["subset"] == "FD001"
-    assert recorded["every"] == 1
+@pytest.mark.parametrize("scale", ["small", "full", "paper"])
+def test_real_scales_read_the_sets_their_tasks_name(scale):
+    for task, options in study.scales[scale].tasks.items():
+        data = {**study.scales[scale].options, **options}
+        assert (data["data"], data["subset"]) == ("cmapss", task)
 
 
-def test_reproduce_compares_two_arms_end_to_end(tiny_table, tmp_path):
-    options = {"data": str(tiny_table), "sequence_length": 2, "window_size": 9, "max_steps": 2}
-    scales = {"quick": Scale(["simulated"], seeds=2, options=options)}
-    small = dataclasses.replace(study, scales=scales)
-    folder = tmp_path / "out"
-    comparison = small.reproduce(ReproduceOptions("quick", output_dir=str(folder), arms=["flat LSTM", "ECLSTM"]))
-    assert len(comparison.rows) == 4
-    assert comparison.verdict("simulated") == "ran"
-    assert {"report.md", "report.json", "plot.png", "results.jsonl"} <= {p.name for p in folder.iterdir()}
-    again = small.reproduce(ReproduceOptions("quick", output_dir=str(folder), arms=["flat LSTM", "ECLSTM"]))
-    assert again.rows == comparison.rows
+def test_the_small_scale_thins_the_large_set_only():
+    scale = study.scales["small"]
+    assert {task: options.get("every", 1) for task, options in scale.tasks.items()} == {"FD001": 1, "FD002": 4}
+
+
+class TestReproduce:
+    arms = ("flat LSTM", "ECLSTM")
+
+    def reproduce(self, table, folder, **more):
+        options = {"data": str(table), "sequence_length": 2, "window_size": 9, "max_steps": 2, **more}
+        short = dataclasses.replace(study, scales={"quick": Scale({"tiny": {}}, seeds=2, options=options)})
+        return short.reproduce(ReproduceOptions("quick", output_dir=str(folder), arms=list(self.arms)))
+
+    def test_compares_two_arms_end_to_end(self, tiny_table, tmp_path):
+        comparison = self.reproduce(tiny_table, tmp_path)
+        assert len(comparison.rows) == 4
+        assert comparison.verdict("tiny") == "ran"
+        assert {"report.md", "report.json", "plot.png", "results.jsonl"} <= {p.name for p in tmp_path.iterdir()}
+        assert self.reproduce(tiny_table, tmp_path).rows == comparison.rows
+
+    def test_other_options_are_trained_anew_in_the_same_folder(self, tiny_table, tmp_path):
+        before = self.reproduce(tiny_table, tmp_path)
+        after = self.reproduce(tiny_table, tmp_path, max_steps=3)
+        assert {row["options"]["max_steps"] for row in after.rows} == {3}
+        assert len(after.rows) == len(before.rows)

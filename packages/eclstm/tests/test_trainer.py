@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.testing import assert_close
-
 from eclstm.cli import app
 from eclstm.data import DataOptions, RunToFailure, load, simulate
 from eclstm.evaluate import load_model
 from eclstm.trainer import ECLSTMConfig, ECLSTMTrainer, build_model, fit, split_segments
+from safetensors.torch import load_file
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.testing import assert_close
 
 # A network that learns the tiny table in a second.
 LAYERS = [{"filters": [4], "kernel_sizes": [3]}]
@@ -79,7 +78,9 @@ class TestBuildModel:
         rng = np.random.default_rng(0)
         corners = np.array([[0, 0], [0, 1e-4], [1000, 0], [1000, 1e-4]])[rng.integers(0, 4, 400)]
         points = corners * (1 + rng.normal(0, 0.01, corners.shape))
-        frame = pd.DataFrame(points, columns=["height", "flow"]).assign(unit=1, cycle=np.arange(400), wear=np.arange(400))
+        frame = pd.DataFrame(points, columns=["height", "flow"]).assign(
+            unit=1, cycle=np.arange(400), wear=np.arange(400)
+        )
         options = {"conditions": 4, "condition_columns": ["height", "flow"], "select_features": False}
         model = build_model(RunToFailure(frame), config(tmp_path, **options), cap=None)
         found = model.standardize.centres / torch.tensor([1000, 1e-4])
@@ -177,25 +178,35 @@ def trained(tiny_table, tmp_path_factory):
 
 class TestTraining:
     def test_learns(self, trained):
-        history = json.loads((max(trained.glob("checkpoint-*"), key=lambda p: p.stat().st_mtime) / "trainer_state.json").read_text())
+        history = json.loads(
+            (max(trained.glob("checkpoint-*"), key=lambda p: p.stat().st_mtime) / "trainer_state.json").read_text()
+        )
         losses = [row["loss"] for row in history["log_history"] if "loss" in row]
         assert losses[-1] < losses[0] / 3
         assert json.loads((trained / "metrics.json").read_text())["rmse"] < 7  # a constant would miss by some 10
 
     def test_writes_a_folder_that_from_pretrained_reads(self, trained, tiny_table):
-        assert {"config.json", "model.safetensors", "metrics.json", "predicted.png"} <= {p.name for p in trained.iterdir()}
+        assert {"config.json", "model.safetensors", "metrics.json", "predicted.png"} <= {
+            p.name for p in trained.iterdir()
+        }
         model = load_model(str(trained))
         assert model.columns == ["heat", "flow"]
         assert not list(trained.rglob("*.pkl"))
 
     def test_ends_with_the_best_epochs_weights(self, tiny_table, table, tmp_path):
-        trainer = fit(DataOptions(data=str(tiny_table)), config(tmp_path, num_train_epochs=5, learning_rate=0.05), table)
+        trainer = fit(
+            DataOptions(data=str(tiny_table)), config(tmp_path, num_train_epochs=5, learning_rate=0.05), table
+        )
         validated = [row["eval_rmse"] for row in trainer.state.log_history if "eval_rmse" in row]
         assert trainer.evaluate()["eval_rmse"] == pytest.approx(min(validated), rel=1e-5)
         assert min(validated) < validated[-1]
 
     def test_stops_early_without_improvement(self, tiny_table, table, tmp_path):
-        trainer = fit(DataOptions(data=str(tiny_table)), config(tmp_path, num_train_epochs=40, patience=2, learning_rate=0.05), table)
+        trainer = fit(
+            DataOptions(data=str(tiny_table)),
+            config(tmp_path, num_train_epochs=40, patience=2, learning_rate=0.05),
+            table,
+        )
         validated = [row["eval_rmse"] for row in trainer.state.log_history if "eval_rmse" in row]
         assert len(validated) == int(np.argmin(validated)) + 3 < 40
 
@@ -206,11 +217,14 @@ class TestTraining:
 
     def test_trains_with_several_conditions(self, tiny_frame, tmp_path):
         path = tmp_path / "modes.csv"
-        tiny_frame.assign(mode=tiny_frame["cycle"] % 2, heat=tiny_frame["heat"] + 100 * (tiny_frame["cycle"] % 2)).to_csv(path)
+        tiny_frame.assign(
+            mode=tiny_frame["cycle"] % 2, heat=tiny_frame["heat"] + 100 * (tiny_frame["cycle"] % 2)
+        ).to_csv(path)
         argv = command(path, tmp_path / "run", num_train_epochs=1, conditions=2, condition_columns="mode")
         assert app(argv) == 0
         model = load_model(str(tmp_path / "run"))
-        assert model.columns[0] == "mode" and "heat" in model.columns
+        assert model.columns[0] == "mode"
+        assert "heat" in model.columns
         assert sorted(model.standardize.centres.flatten().tolist()) == pytest.approx([0, 1], abs=1e-5)
 
     def test_same_seed_same_weights_other_seed_others(self, tiny_table, tmp_path):
@@ -235,7 +249,9 @@ class TestResume:
         folder = tmp_path / "run"
         argv = command(tiny_table, folder, num_train_epochs=12)
         program = "import sys; from eclstm.cli import app; sys.exit(app())"
-        with subprocess.Popen([sys.executable, "-c", program, *argv], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            [sys.executable, "-c", program, *argv], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        ) as process:
             while process.poll() is None and not list(folder.glob("checkpoint-*/trainer_state.json")):
                 time.sleep(0.005)
             process.send_signal(signal.SIGKILL)
@@ -304,7 +320,10 @@ class TestBadOptions:
             ({"layers": 5}, "layers must be a list"),
             ({"layers": [{"filters": [4], "kernel_sizes": [7]}]}, "layers[0]: window 6 < 7 needed by kernels [7]"),
             ({"layers": [{"filters": [4], "depth": 1}]}, "unexpected keyword argument 'depth'"),
-            ({"network": "transformer"}, "network 'transformer' is unknown: choose from eclstm, lstm, cnn-lstm, convlstm"),
+            (
+                {"network": "transformer"},
+                "network 'transformer' is unknown: choose from eclstm, lstm, cnn-lstm, convlstm",
+            ),
             ({"network": "lstm"}, "layers of lstm are widths"),
             ({"sequence_length": 0}, "sequence_length must be at least 1, got 0"),
             ({"window_size": 60}, "segments of 62 rows, but units have"),
@@ -312,7 +331,10 @@ class TestBadOptions:
             ({"validation_share": 0}, "cannot split 8 units at a share of 0.0"),
             ({"validation_share": 1}, "cannot split 8 units at a share of 1.0"),
             ({"conditions": 0}, "conditions must be at least 1, got 0"),
-            ({"conditions": 2, "condition_columns": "serial"}, "condition_columns ['serial'] have only 1 different values"),
+            (
+                {"conditions": 2, "condition_columns": "serial"},
+                "condition_columns ['serial'] have only 1 different values",
+            ),
             ({"conditions": 2}, "column 'setting_1', which the model reads, is missing"),
             ({"dropout": 2}, "dropout probability has to be between 0 and 1"),
             ({"patience": 0}, "patience must be at least 1, got 0"),

@@ -36,7 +36,9 @@ def flags(table, folder, *more):
 def trials(folder):
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{folder / 'tune.db'}")
     names = ("bracket", "configuration", "budget")
-    return sorted((*(t.user_attrs[n] for n in names), json.dumps(t.params, sort_keys=True), t.value) for t in study.trials)
+    return sorted(
+        (*(t.user_attrs[n] for n in names), json.dumps(t.params, sort_keys=True), t.value) for t in study.trials
+    )
 
 
 def test_what_the_space_offers_can_be_built():
@@ -88,7 +90,12 @@ def test_a_search_with_other_options_is_refused(table, tmp_path, capsys):
 
 def test_killed_in_mid_search_it_ends_with_the_same_trials(table, tmp_path):
     assert app(flags(table, tmp_path / "whole")) == 0
-    command = [sys.executable, "-c", "import sys; from eclstm.cli import app; sys.exit(app())", *flags(table, tmp_path / "killed")]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from eclstm.cli import app; sys.exit(app())",
+        *flags(table, tmp_path / "killed"),
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
         while not list((tmp_path / "killed").glob("bracket-0-1/checkpoint-*")) and time.monotonic() < deadline:

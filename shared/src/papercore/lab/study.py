@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -64,8 +65,8 @@ class Interval(NamedTuple):
 def interval(values: Sequence[float]) -> Interval:
     """The mean of independent repeats with its 95 % t interval.
 
-    >>> interval([1.0, 2.0, 3.0])
-    Interval(mean=2.0, low=-0.4841377118195644, high=4.484137711819564, n=3)
+    >>> [round(figure, 6) for figure in interval([1.0, 2.0, 3.0])]
+    [2.0, -0.484138, 4.484138, 3]
     """
     from scipy import stats  # half a second that a plain --help need not wait for
 
@@ -138,16 +139,16 @@ class Study:
             for task in scale.tasks
             for arm in self.arms
         ]
-        todo = [
+        wanted = [
             cell
             for cell in cells
-            if _key(cell) not in done
-            and (not options.arms or cell["arm"] in options.arms)
-            and (not options.tasks or cell["task"] in options.tasks)
+            if (not options.arms or cell["arm"] in options.arms) and (not options.tasks or cell["task"] in options.tasks)
         ]
-        for cell in progress(todo, f"{self.name} {options.scale}", len(cells) - len(todo)):
+        todo = [cell for cell in wanted if _key(cell) not in done]
+        for cell in progress(todo, f"{self.name} {options.scale}", len(wanted) - len(todo)):
             started = time.perf_counter()
-            work = folder / "work" / f"{cell['task']}-{cell['arm']}-{cell['seed']}".replace(" ", "-").replace(",", "")
+            words = f"{cell['task']}-{cell['arm']}-{cell['seed']}".replace(" ", "-").replace(",", "")
+            work = folder / "work" / f"{words}-{zlib.crc32(_key(cell).encode()):08x}"  # other options, another folder
             values = self.run(dict(cell["options"]), cell["seed"], work)
             row = {**cell, "metrics": {k: float(v) for k, v in values.items()}}
             row |= {

@@ -34,9 +34,17 @@ class ModuleTrainer(Trainer):
         # Or early stopping would count epochs without improvement anew.
         kwargs["args"].restore_callback_states_from_checkpoint = True
         super().__init__(**kwargs)
-        if self.pop_callback(ProgressCallback):
-            self.add_callback(ProgressBar())
+        self.bar = ProgressBar() if self.pop_callback(ProgressCallback) else None
+        if self.bar:
+            self.add_callback(self.bar)
         self.pop_callback(PrinterCallback)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:  # also when interrupted: what is said next stands on a line of its own
+            if self.bar:
+                self.bar.close()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
@@ -89,7 +97,7 @@ class ProgressBar(TrainerCallback):
             self.latest.update({k: f"{v:.4g}" for k, v in wanted.items() if isinstance(v, float)})
             self.bar.set_postfix(self.latest)
 
-    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+    def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None

@@ -1,0 +1,70 @@
+"""The rules of ARCHITECTURE.md that a machine can check."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {p.name: p for p in [*(ROOT / "packages").glob("*/src/*"), ROOT / "shared/src/papercore"]}
+METHODS = sorted(SOURCES.keys() - {"papercore"})
+PUBLIC = {
+    "eclstm": "ECLSTMCell ECLSTM ECLSTMRegressor load_keras_weights CMAPSS RunToFailure piecewise_rul rul_score hyperband "
+    "ECLSTMConfig ECLSTMTrainer",
+    "papercore.ops": "pick_device autocast_dtype peak_memory seed_everything",
+}
+
+
+def imported(path):
+    """Top-level names a file imports, anywhere in it."""
+    tree = ast.parse(path.read_text())
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [
+        node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    ]
+    return names
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_no_package_imports_another(name):
+    others = {other for other in METHODS if other != name}
+    for path in SOURCES[name].rglob("*.py"):
+        assert not others & {module.split(".")[0] for module in imported(path)}, path
+
+
+def test_ops_need_torch_alone():
+    for path in (SOURCES["papercore"] / "ops").glob("*.py"):
+        assert not [
+            m for m in imported(path) if m.startswith(("papercore.lab", "transformers", "scipy", "matplotlib"))
+        ], path
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_people_copy_reads_no_files_and_parses_no_flags(name):
+    for path in (SOURCES[name] / f for f in ("loss.py", "cell.py", "model.py")):
+        if path.exists():
+            assert not [m for m in imported(path) if m.startswith("papercore.lab")], path
+            assert not re.search(r"\b(open|print)\(", path.read_text()), path
+
+
+def test_papercore_stays_thin():
+    lines = sum(len(p.read_text().splitlines()) for p in SOURCES["papercore"].rglob("*.py"))
+    assert lines <= 1500
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_exist_and_say_what_they_are(module):
+    for name in PUBLIC[module].split():
+        assert getattr(importlib.import_module(module), name).__doc__, name
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in ROOT.rglob("*.py") if ".venv" not in p.parts and "runs" not in p.parts], ids=str
+)
+def test_nothing_unpickles(path):
+    if path == Path(__file__):
+        return
+    text = path.read_text()
+    assert not re.search(r"pickle\.load|yaml\.load\(|weights_only=False|allow_pickle=True|extractall", text)

@@ -1,0 +1,74 @@
+"""What all command lines have in common."""
+
+import importlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+APPS = {"papercore": "papercore.lab.__main__", "eclstm": "eclstm.cli"}
+METHODS = [name for name in APPS if name != "papercore"]
+
+
+def app(name):
+    return importlib.import_module(APPS[name]).app
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_evaluates_and_reproduces(name):
+    assert {"train", "eval", "reproduce"} <= set(app(name).verbs)
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_help_imports_nothing_heavy(name):
+    code = f"import sys; from {APPS[name]} import app; app(['--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert not {"torch", "transformers"} & set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_every_verb_has_help_and_loads(name, capsys):
+    for verb in app(name).verbs:
+        with pytest.raises(SystemExit) as stop:
+            app(name)([verb, "--help"])
+        assert stop.value.code == 0
+        assert "usage:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", APPS)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tarin"], "no verb 'tarin'"),
+        (["reproduce", "--sacle", "quick"], "did you mean '--scale'"),
+        (["reproduce", "--scale", "x"], "'x'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(name, arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert app(name)(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_missing_file_is_named(name, capsys):
+    assert app(name)(["eval", "--model", "no/such/folder"]) == 2
+    assert "no/such/folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_ctrl_c_says_how_to_go_on(name, tmp_path):
+    code = f"import sys; from {APPS[name]} import app; sys.exit(app())"
+    command = [sys.executable, "-c", code, "train", "--output_dir", str(tmp_path / "run")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not list((tmp_path / "run").glob("checkpoint-*")) and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "the same command goes on" in error.splitlines()[-1]
+    assert "Traceback" not in error
