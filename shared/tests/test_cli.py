@@ -76,7 +76,8 @@ def app():
 
 class TestFlags:
     def test_are_the_fields_of_the_dataclass(self):
-        (options,) = parse(verb, "--name a --width 5 --share 0.25 --sizes 7 8 9 --loud true --nested [1]".split())
+        words = ["--name", "a", "--width", "5", "--share", "0.25", "--loud", "true", "--nested", "[1]"]
+        (options,) = parse(verb, [*words, "--sizes", "7", "8", "9"])
         assert options == Options("a", 5, 0.25, [7, 8, 9], True, "[1]")
 
     def test_have_the_defaults_of_the_dataclass(self):
@@ -85,8 +86,8 @@ class TestFlags:
         assert options.sizes == [1, 2]
 
     def test_the_word_none_unsets_an_optional_flag(self):
-        assert parse(verb, "--name a --share none --nested none --only none".split()) == [Options("a")]
-        assert parse(verb, "--name none".split()) == [Options("none")]
+        assert parse(verb, ["--name", "a", "--share", "none", "--nested", "none", "--only", "none"]) == [Options("a")]
+        assert parse(verb, ["--name", "none"]) == [Options("none")]
 
     def test_defaults_are_not_shared_between_objects(self):
         Options("a").sizes.append(3)

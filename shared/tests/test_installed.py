@@ -11,8 +11,9 @@ def run(options, seed, folder):
     return {"error": options["error"] + seed}
 
 study = Study(
-    name="demo", claim="Less is less.", metrics=[Metric("error", lower_is_better=True)], baseline="a", method="b",
-    arms={"a": {"error": 3.0}, "b": {"error": 1.5}}, scales={"quick": Scale({"t": {}}, 2), "small": Scale({"t": {}, "u": {}}, 2)}, run=run,
+    name="demo", claim="Less is less.", metrics=[Metric("error", lower_is_better=True)], baseline="a", method="b", run=run,
+    arms={"a": {"error": 3.0}, "b": {"error": 1.5}},
+    scales={"quick": Scale({"t": {}}, 2), "small": Scale({"t": {}, "u": {}}, 2)},
 )
 """
 

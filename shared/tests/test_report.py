@@ -4,7 +4,15 @@ import re
 
 import matplotlib.image
 import pytest
-from papercore.lab.report import SUMMARY_COLUMNS, figures, markdown_table, print_table, progress, summary_rows
+from papercore.lab.report import (
+    SUMMARY_COLUMNS,
+    digits_for,
+    figures,
+    markdown_table,
+    print_table,
+    progress,
+    summary_rows,
+)
 from papercore.lab.study import Interval, ReproduceOptions
 
 
@@ -25,14 +33,12 @@ class TestMarkdown:
         text = (folder / "report.md").read_text()
         for task in ("maps", "faces"):
             lines = [line for line in section(text, task).splitlines() if line.startswith("|")]
-            assert lines[0].startswith(
-                "| arm | seeds | error (mm) | better than baseline by | accuracy | better than baseline by |"
-            )
+            assert lines[0].startswith("| arm | seeds | error (mm) | better by | accuracy |")
             assert [line.split(" | ")[0] for line in lines[2:]] == ["| old way", "| rival", "| **new way**"]
             assert all(line.count("|") == lines[0].count("|") for line in lines)
             assert all(line.split(" | ")[1] == "3" for line in lines[2:])
         values = comparison.values("old way", "maps", "error").values()
-        assert f"| old way | 3 | {sum(values) / 3:.2f} [" in text
+        assert f"| old way | 3 | {sum(values) / 3:.2f} [" in section(text, "maps")
 
     def test_gains_are_signed_and_the_verdict_heads_the_table(self, report):
         _, folder, _ = report
@@ -143,19 +149,41 @@ class TestSummary:
 
 
 @pytest.mark.parametrize(
-    ("interval", "signed", "text"),
+    ("interval", "digits", "signed", "text"),
     [
-        (Interval(2.0, 1.5, 2.5, 3), False, "2.00 [1.50, 2.50]"),
-        (Interval(2.0, 1.5, 2.5, 3), True, "+2.00 [+1.50, +2.50]"),
-        (Interval(-0.5, -1.0, 0.0, 3), True, "-0.50 [-1.00, +0.00]"),
-        (Interval(12345.6, 12000.0, 12700.0, 3), False, "12346 [12000, 12700]"),
-        (Interval(0.01234, 0.01, 0.02, 3), False, "0.0123 [0.0100, 0.0200]"),
-        (Interval(3.0, math.nan, math.nan, 1), False, "3.00"),
-        (Interval(0.0, math.nan, math.nan, 1), True, "+0.00"),
+        (Interval(2.0, 1.5, 2.5, 3), 2, False, "2.00 [1.50, 2.50]"),
+        (Interval(2.0, 1.5, 2.5, 3), 2, True, "+2.00 [+1.50, +2.50]"),
+        (Interval(-0.5, -1.0, 0.0, 3), 1, True, "-0.5 [-1.0, +0.0]"),
+        (Interval(12345.6, 12000.0, 12700.0, 3), 0, False, "12346 [12000, 12700]"),
+        (Interval(3.0, math.nan, math.nan, 1), 2, False, "3.00"),
     ],
 )
-def test_figures_have_digits_that_fit_their_size(interval, signed, text):
-    assert figures(interval, signed) == text
+def test_figures_show_the_interval_if_there_is_one(interval, digits, signed, text):
+    assert figures(interval, digits, signed) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "digits"),
+    [([14.92, 15.1], 2), ([1800.0], 0), ([0.93], 4), ([0.0123, 0.2], 4), ([-250.0, 3.0], 1), ([0.0], 2), ([], 3)],
+)
+def test_figures_have_about_four_digits_whatever_their_size(values, digits):
+    assert digits_for(values) == digits
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("failed", [math.nan, math.inf])
+def test_an_arm_that_diverged_is_reported_as_such(study, tmp_path, failed):
+    run = study.run
+    study.run = lambda options, *rest: {
+        **run(options, *rest),
+        **({"error": failed} if options["arm"] == "rival" else {}),
+    }
+    comparison = study.reproduce(ReproduceOptions("small", output_dir=str(tmp_path)))
+    text = (tmp_path / "report.md").read_text()
+    assert re.search(rf"\| rival \| 3 \| {failed}", text)
+    assert comparison.verdict("maps") == "shown"
+    assert (tmp_path / "plot.png").exists()
+    assert summary_rows(comparison)[0][6] == "shown"
 
 
 def test_markdown_tables_have_a_rule_below_the_head():

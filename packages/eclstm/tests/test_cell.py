@@ -373,6 +373,17 @@ def test_autocast_stays_close_to_float32(name, dtype):
     assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
+@pytest.mark.parametrize("name", ["naive", "sigmoid inside", "no cell convolution"])
+def test_autocast_takes_a_float32_state(name):
+    layer, x = layer_and_input(CONFIGS[name])
+    state = (torch.rand(3, *layer.output_size), torch.rand(3, *layer.output_size))
+    expected, _ = layer(x, state)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = layer(x, state)
+    output.float().square().mean().backward()
+    assert_close(output.float(), expected, rtol=0, atol=0.03)
+
+
 def test_whole_layer_in_bfloat16_stays_close_to_float32():
     layer, x = layer_and_input(CONFIGS["naive"])
     expected, _ = layer(x)
@@ -466,18 +477,20 @@ def test_inputs_of_another_shape_are_refused():
         layer(torch.zeros(2, 5, 10, 4, 1))
     with pytest.raises(ValueError, match=r"\(10, 3, 1\), got \(9, 3, 1\)"):
         layer.cell(torch.zeros(2, 9, 3, 1))
-    with pytest.raises(ValueError, match="at least 10 rows .* got 9 of"):
+    with pytest.raises(ValueError, match=r"at least 10 rows .* got 9 of"):
         layer.forward_segment(torch.zeros(2, 9, 3, 1))
     with pytest.raises(ValueError, match=r"\(3, 1\), got 12 of \(4, 1\)"):
         layer.forward_segment(torch.zeros(2, 12, 4, 1))
 
 
 class TestKerasWeights:
-    arrays = dict(np.load(GOLDEN[0]))
+    @pytest.fixture
+    def arrays(self):
+        return dict(np.load(GOLDEN[0]))
 
-    def test_a_missing_array_is_named(self):
+    def test_a_missing_array_is_named(self, arrays):
         with pytest.raises(ValueError, match="'bias_1' is missing: the layer has 2 convolutions"):
-            load_keras_weights(ECLSTM((16, 7, 1), [4, 6]), {k: v for k, v in self.arrays.items() if k != "bias_1"})
+            load_keras_weights(ECLSTM((16, 7, 1), [4, 6]), {k: v for k, v in arrays.items() if k != "bias_1"})
 
     @pytest.mark.parametrize(
         ("options", "name"),
@@ -487,12 +500,12 @@ class TestKerasWeights:
             ({"input_size": (16, 7, 1), "filters": [4, 6], "cell_convolution": False}, "recurrent_kernel_1"),
         ],
     )
-    def test_an_array_of_another_shape_is_named(self, options, name):
+    def test_an_array_of_another_shape_is_named(self, arrays, options, name):
         with pytest.raises(ValueError, match=f"array '{name}' has .* where the layer has"):
-            load_keras_weights(ECLSTM(**options), self.arrays)
+            load_keras_weights(ECLSTM(**options), arrays)
 
-    def test_a_cell_takes_them_too(self):
+    def test_a_cell_takes_them_too(self, arrays):
         cell = ECLSTMCell((16, 7, 1), [4, 6])
-        load_keras_weights(cell, self.arrays)
-        h, _ = cell(torch.from_numpy(self.arrays["x"][:, 0]))
-        np.testing.assert_allclose(h.detach(), self.arrays["y"][:, 0], rtol=0, atol=1e-5)
+        load_keras_weights(cell, arrays)
+        h, _ = cell(torch.from_numpy(arrays["x"][:, 0]))
+        np.testing.assert_allclose(h.detach(), arrays["y"][:, 0], rtol=0, atol=1e-5)

@@ -2,7 +2,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-
 from eclstm import ECLSTMRegressor
 from eclstm.export import ExportOptions, export, export_onnx, export_program
 

@@ -138,7 +138,8 @@ class TestNetwork:
         assert output.shape == (4,)
         output.square().sum().backward()
         for name, parameter in model.named_parameters():
-            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
             assert parameter.grad.any(), name
 
     @pytest.mark.parametrize("network", NETWORKS)
@@ -222,7 +223,7 @@ class TestRegressor:
             ({"conditions": 0}, "conditions must be at least 1, got 0"),
             ({"layers": []}, "layers must be a list with an entry for each layer"),
             ({"layers": {"filters": [3]}}, "layers must be a list with an entry for each layer"),
-            ({"layers": [{"filtres": [3]}]}, r"layers\[0\]: .*unexpected keyword argument 'filtres'"),
+            ({"layers": [{"filters": [3], "filtres": [3]}]}, r"layers\[0\]: .*unexpected keyword argument 'filtres'"),
             (
                 {"layers": [{"filters": [3]}, {"filters": [3], "fusion": "late"}]},
                 r"layers\[1\]: fusion 'late' is unknown",

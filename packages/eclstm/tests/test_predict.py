@@ -2,7 +2,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
 from eclstm import ECLSTMRegressor, RunToFailure, remaining_life
 from eclstm.cli import app
 from eclstm.evaluate import predict_segments

@@ -100,7 +100,7 @@ class TestBuildModel:
 
     def test_more_conditions_than_there_are_values_are_refused(self, tiny_frame, tmp_path):
         table = RunToFailure(tiny_frame.assign(mode=tiny_frame["cycle"] % 2))
-        with pytest.raises(ValueError, match="conditions 3: condition_columns .'mode'. have only 2 different values"):
+        with pytest.raises(ValueError, match=r"conditions 3: condition_columns .'mode'. have only 2 different values"):
             build_model(table, config(tmp_path, conditions=3, condition_columns=["mode"]), cap=120)
 
 
@@ -339,7 +339,7 @@ class TestBadOptions:
             ({"dropout": 2}, "dropout probability has to be between 0 and 1"),
             ({"patience": 0}, "patience must be at least 1, got 0"),
             ({"unit": "engine"}, "column 'engine' is missing"),
-            ({"features": "noise serial".split()}, "no column depends on the remaining life"),
+            ({"features": ["noise", "serial"]}, "no column depends on the remaining life"),
             ({"test_data": "nowhere.csv"}, "nowhere.csv: no such file"),
             ({"lr_scheduler_type": "sometimes"}, "sometimes"),
         ],

@@ -10,7 +10,6 @@ import optuna
 import pandas as pd
 import pytest
 import yaml
-
 from eclstm import ECLSTMRegressor
 from eclstm.cli import app
 from eclstm.data import simulate

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from eclstm import _dense
 from eclstm._recurrence import ACTIVATIONS, DenseRecurrence, update
 
-State = tuple[Float[Tensor, "batch length sensors filters"], Float[Tensor, "batch length sensors filters"]]
+Map = Float[Tensor, "batch length_out sensors_out filters"]
+State = tuple[Map, Map]
 
 
 FUSIONS = ("early", "hybrid")
@@ -295,7 +296,7 @@ class ECLSTM(nn.Module):
             self.cell_matrix = _dense.ConvolutionMatrix(last, sizes[-1], sizes[-1], gates=1, same=True)
 
     def forward(
-        self, x: Float[Tensor, "batch steps length sensors channels"], state: State | None = None
+        self, x: Float[Tensor, "*batch_and_steps length sensors channels"], state: State | None = None
     ) -> tuple[Tensor, State]:
         if tuple(x.shape[2:]) != self.input_size:
             raise ValueError(
@@ -345,7 +346,7 @@ class ECLSTM(nn.Module):
 
     def _deeper_input_gates(
         self, x: Float[Tensor, "items rows sensors gates"], dense: bool = True
-    ) -> Float[Tensor, "items length sensors gates"]:
+    ) -> Float[Tensor, "items length_out sensors_out gates_out"]:
         """The convolutions after the first, where gates no longer mix; as matrices, which know only one length, or not."""
         cell = self.cell
         if len(cell.kernels) == 1:
@@ -385,7 +386,7 @@ class ECLSTM(nn.Module):
         recurrent = stack.transpose(0, 1).flatten(1)  # flat state to the four gates in turn
         cell_matrix = None if cell.cell_kernel is None else self.cell_matrix(cell.cell_kernel)[0]
         u = gates.unflatten(4, (4, -1)).permute(0, 1, 4, 2, 3, 5).flatten(2)  # steps, batch, (gate, flat)
-        h0, c0 = (None, None) if state is None else (s.flatten(1) for s in state)
+        h0, c0 = (None, None) if state is None else (s.flatten(1).to(u.dtype) for s in state)
         activation = cell.recurrent_activation[-1]
         if torch.is_grad_enabled():
             hs, c = DenseRecurrence.apply(u, recurrent, cell_matrix, h0, c0, activation)

@@ -9,3 +9,6 @@ app.command("predict", "eclstm.predict:predict", help="sensor histories in, rema
 app.command("tune", "eclstm.tune:tune", help="search architecture and training by Bayesian optimisation and Hyperband")
 app.command("export", "eclstm.export:export", help="write a checkpoint as ONNX, to run without Python")
 app.add_study("eclstm.study:study")
+
+if __name__ == "__main__":
+    raise SystemExit(app())

@@ -359,7 +359,7 @@ class Segments(Dataset[dict[str, Tensor]]):
         part.first, part.last = self.first[::every], self.last[::every]
         return part
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
         index = torch.as_tensor(indices)
         last = self.last[index]
         rows = torch.maximum(last[:, None] + self.offsets, self.first[index, None])

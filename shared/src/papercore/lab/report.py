@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +27,25 @@ def progress(cells: Sequence[dict[str, Any]], title: str, already: int) -> Itera
             bar.update()
 
 
-def figures(values: Interval, signed: bool = False) -> str:
+def figures(values: Interval, digits: int, signed: bool = False) -> str:
     """An interval in print.
 
-    >>> figures(Interval(2.0, 1.5, 2.5, 3)), figures(Interval(2.0, math.nan, math.nan, 1), signed=True)
-    ('2.00 [1.50, 2.50]', '+2.00')
+    >>> figures(Interval(2.0, 1.5, 2.5, 3), 2), figures(Interval(2.0, math.nan, math.nan, 1), 1, signed=True)
+    ('2.00 [1.50, 2.50]', '+2.0')
     """
-    sign = "+" if signed else ""
-    text = f"{values.mean:{sign}.{_digits(values.mean)}f}"
-    if not math.isnan(values.low):
-        digits = _digits(values.mean)
-        text += f" [{values.low:{sign}.{digits}f}, {values.high:{sign}.{digits}f}]"
-    return text
+    form = f"{'+' if signed else ''}.{digits}f"
+    text = f"{values.mean:{form}}"
+    return text if math.isnan(values.low) else f"{text} [{values.low:{form}}, {values.high:{form}}]"
 
 
-def _digits(value: float) -> int:
-    return 0 if abs(value) >= 1000 else 2 if abs(value) >= 0.1 or value == 0 else 4
+def digits_for(values: Iterable[float]) -> int:
+    """Decimals that show about four figures of values of this size.
+
+    >>> digits_for([14.92, 15.1]), digits_for([1800.0]), digits_for([0.93])
+    (2, 0, 4)
+    """
+    largest = max((abs(v) for v in values if math.isfinite(v)), default=1.0)
+    return min(4, max(0, 3 - math.floor(math.log10(largest)))) if largest > 0 else 2
 
 
 def summary_rows(comparison: Comparison) -> list[list[str]]:
@@ -51,18 +54,11 @@ def summary_rows(comparison: Comparison) -> list[list[str]]:
     rows = []
     for task in comparison.tasks:
         sides = [list(comparison.values(arm, task, metric.name).values()) for arm in (study.baseline, study.method)]
+        digits = digits_for(v for side in sides for v in side)
         gain = comparison.gain(study.method, task, metric)
-        means = [f"{sum(side) / len(side):.4g}" if side else "-" for side in sides]
-        rows.append(
-            [
-                study.name,
-                task,
-                metric.name,
-                *means,
-                figures(gain, signed=True) if gain else "-",
-                comparison.verdict(task),
-            ]
-        )
+        means = [f"{sum(side) / len(side):.{digits}f}" if side else "-" for side in sides]
+        shown = figures(gain, digits, signed=True) if gain else "-"
+        rows.append([study.name, task, metric.name, *means, shown, comparison.verdict(task)])
     return rows
 
 
@@ -96,27 +92,31 @@ def write_report(comparison: Comparison, folder: Path, command: str) -> None:
     """report.md, report.json and plot.png of what has run so far, and the same table on the terminal."""
     study = comparison.study
     sections, cells = [], []
+    decisive = study.metrics[0]
     for task in comparison.tasks:
+        has_paper = any(task in published for published in study.paper.values())
         columns = ["arm", "seeds"]
         for metric in study.metrics:
-            columns += [f"{metric.name}{f' ({metric.unit})' if metric.unit else ''}", "better than baseline by"]
-        has_paper = any(task in figures_ for figures_ in study.paper.values())
+            name = f"{metric.name} ({metric.unit})" if metric.unit else metric.name
+            columns += [name, "better by"] if metric is decisive else [name]
         columns += ["paper"] if has_paper else []
         rows = []
         for arm in study.arms:
-            seeds = comparison.values(arm, task, study.metrics[0].name)
-            if not seeds:
-                continue
-            row = [f"**{arm}**" if arm == study.method else arm, str(len(seeds))]
+            row = [f"**{arm}**" if arm == study.method else arm]
             for metric in study.metrics:
                 values = comparison.values(arm, task, metric.name)
+                if not values:
+                    break
+                digits = digits_for(values.values())
                 gain = None if arm == study.baseline else comparison.gain(arm, task, metric)
-                row += [figures(interval(list(values.values()))), figures(gain, signed=True) if gain else ""]
+                row += [str(len(values))] if metric is decisive else []
+                row += [figures(interval(list(values.values())), digits)]
+                row += [figures(gain, digits, signed=True) if gain else ""] if metric is decisive else []
                 cells.append(
                     {"task": task, "arm": arm, "metric": metric.name, "values": values, "gain": gain and gain._asdict()}
                 )
-            row += [str(study.paper.get(arm, {}).get(task, ""))] if has_paper else []
-            rows.append(row)
+            else:
+                rows.append(row + ([str(study.paper.get(arm, {}).get(task, ""))] if has_paper else []))
         if rows:
             print_table(f"{study.name}, {task}", columns, [[cell.strip("*") for cell in row] for row in rows])
             sections.append(f"## {task}: {comparison.verdict(task)}\n\n{markdown_table(columns, rows)}\n")
@@ -130,7 +130,7 @@ def write_report(comparison: Comparison, folder: Path, command: str) -> None:
         f"# {study.name}: {comparison.scale}\n\nClaim: {study.claim}\n"
         f"Baseline: {study.baseline}. Method: {study.method}.\n{quick}\n"
         + "\n".join(sections)
-        + "\nMean over seeds with its 95 % t interval; differences are paired by seed, positive is better.\n\n"
+        + f'\nMean over seeds with its 95 % t interval. "Better by": than {study.baseline}, paired by seed.\n\n'
         "![every seed, mean and interval](plot.png)\n\n"
         f"Command: `{command}`. Machine: {'; '.join(machines)}. "
         f"Versions: {', '.join(f'{k} {v}' for k, v in versions.items())}. "

@@ -142,7 +142,8 @@ class Study:
         wanted = [
             cell
             for cell in cells
-            if (not options.arms or cell["arm"] in options.arms) and (not options.tasks or cell["task"] in options.tasks)
+            if (not options.arms or cell["arm"] in options.arms)
+            and (not options.tasks or cell["task"] in options.tasks)
         ]
         todo = [cell for cell in wanted if _key(cell) not in done]
         for cell in progress(todo, f"{self.name} {options.scale}", len(wanted) - len(todo)):
