@@ -1,9 +1,11 @@
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from eclstm.data import SENSORS, SETTINGS
+from eclstm.cmapss import SENSORS, SETTINGS
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +55,20 @@ def cmapss_folder(tmp_path) -> Path:
     (folder / "test_FD001.txt").write_text(text([22, 8, 27]))
     (folder / "RUL_FD001.txt").write_text("40 \n150 \n10 \n")
     return folder
+
+
+@pytest.fixture
+def pack():
+    """Packs a folder's files into an archive of a kind (zip, xz, gz) and returns its path."""
+
+    def pack(folder, kind, path):
+        if kind == "zip":
+            with zipfile.ZipFile(path, "w") as bundle:
+                for file in folder.iterdir():
+                    bundle.write(file, f"CMAPSSData/{file.name}")
+        else:
+            with tarfile.open(path, f"w:{kind}") as bundle:
+                bundle.add(folder, ".")
+        return path
+
+    return pack

@@ -51,9 +51,8 @@ def test_impossible_budgets_are_refused(budgets):
 def test_every_rung_trains_the_best_third_of_the_one_before(tmp_path):
     study, best = search(tmp_path)
     assert len(study.trials) == sum(rung.configurations for rungs in brackets(1, 9) for rung in rungs)
-    first = {b: sorted((t for t in study.trials if t.user_attrs["bracket"] == 0 and t.user_attrs["budget"] == b), key=lambda t: t.value)
-             for b in (1, 3, 9)}  # fmt: skip
-    names = {b: [t.user_attrs["configuration"] for t in trials] for b, trials in first.items()}
+    first = sorted((t for t in study.trials if t.user_attrs["bracket"] == 0), key=lambda t: t.value)
+    names = {b: [t.user_attrs["configuration"] for t in first if t.user_attrs["budget"] == b] for b in (1, 3, 9)}
     assert set(names[3]) == set(names[1][:3])
     assert names[9] == names[3][:1]
     assert best.value == min(t.value for t in study.trials if t.user_attrs["budget"] == 9)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from eclstm.cell import ECLSTM, ECLSTMCell, load_keras_weights, state_length
+from eclstm.cell import ECLSTM, ECLSTMCell, state_length
+from eclstm.keras import load_keras_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from literal import keras_arrays, literal_eclstm

@@ -1,27 +1,12 @@
 import json
-import os
-import tarfile
-import zipfile
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from eclstm.data import (
-    CMAPSS,
-    SENSORS,
-    SETTINGS,
-    SUBSETS,
-    DataOptions,
-    RunToFailure,
-    Segments,
-    load,
-    piecewise_rul,
-    select_features,
-    simulate,
-)
+from eclstm.data import RunToFailure, Segments, piecewise_rul, select_features
+from eclstm.simulated import simulate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -29,10 +14,6 @@ from torch.utils.data import DataLoader
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "labels_scores_windows.json").read_text())
 TOY = pd.DataFrame({"unit": [1, 1, 1, 2, 2, 2], "cycle": [1, 2, 3, 1, 2, 3], "oil": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
-
-real_data = pytest.mark.skipif(
-    "PAPERCORE_DATA" not in os.environ, reason="PAPERCORE_DATA, the folder of the real data sets, is unset"
-)
 
 
 def fleet(lengths):
@@ -223,100 +204,6 @@ class TestRunToFailure:
             fleet([9]).split(0.5, 0)
 
 
-class TestCmapss:
-    def pack(self, folder, kind, path):
-        if kind == "zip":
-            with zipfile.ZipFile(path, "w") as bundle:
-                for file in folder.iterdir():
-                    bundle.write(file, f"CMAPSSData/{file.name}")
-        else:
-            with tarfile.open(path, f"w:{kind}") as bundle:
-                bundle.add(folder, ".")
-        return path
-
-    @pytest.fixture(params=["folder", "nested folder", "zip", "tar.xz", "tar.gz", "archive in a folder"])
-    def root(self, request, cmapss_folder, tmp_path):
-        if request.param in ("folder", "nested folder"):
-            return cmapss_folder if request.param == "folder" else tmp_path
-        if request.param == "archive in a folder":
-            (tmp_path / "download").mkdir()
-            self.pack(cmapss_folder, "xz", tmp_path / "download" / "CMAPSSData.tar.xz")
-            return tmp_path / "download"
-        return self.pack(cmapss_folder, request.param.removeprefix("tar."), tmp_path / f"set.{request.param}")
-
-    def test_reads_folders_and_archives_alike(self, root):
-        sets = CMAPSS(root, "FD001")
-        assert sets.train.columns == sets.test.columns == SETTINGS + SENSORS
-        assert_array_equal(sets.train.lengths, [25, 30])
-        assert_array_equal(sets.test.lengths, [22, 8, 27])
-        assert_array_equal(sets.train.remaining, [0, 0])
-        assert_array_equal(sets.test.remaining, [40, 150, 10])
-        first = np.random.default_rng(1).normal(size=24).round(4)
-        assert_array_equal(sets.train.values[0], first)
-
-    @pytest.mark.parametrize("name", ["train_FD001.txt", "test_FD001.txt", "RUL_FD001.txt"])
-    def test_a_missing_file_is_named(self, cmapss_folder, name):
-        (cmapss_folder / name).unlink()
-        with pytest.raises(FileNotFoundError, match=f"{name} not found"):
-            CMAPSS(cmapss_folder)
-
-    def test_a_missing_folder_is_named(self, tmp_path):
-        with pytest.raises(
-            FileNotFoundError, match=r"nowhere: no such folder or archive; expected one that holds train_FD002.txt"
-        ):
-            CMAPSS(tmp_path / "nowhere", "FD002")
-
-    def test_another_kind_of_file_is_refused(self, cmapss_folder):
-        with pytest.raises(ValueError, match=r"RUL_FD001.txt: neither a folder nor a zip or tar archive"):
-            CMAPSS(cmapss_folder / "RUL_FD001.txt")
-
-    @pytest.mark.parametrize("kind", ["xz", "gz", "zip"])
-    def test_a_damaged_archive_is_named(self, cmapss_folder, tmp_path, kind):
-        path = self.pack(cmapss_folder, kind, tmp_path / f"set.{kind}")
-        content = path.read_bytes()
-        half = len(content) // 2
-        path.write_bytes(content[:half])
-        with pytest.raises(
-            ValueError, match=rf"set\.{kind}: (damaged archive|neither a folder nor a zip or tar archive)"
-        ):
-            CMAPSS(path)
-        if kind == "zip":  # which has a checksum for each file
-            path.write_bytes(content[:half] + bytes([content[half] ^ 255]) + content[half + 1 :])
-            with pytest.raises(ValueError, match=r"set\.zip: damaged archive: Bad CRC-32"):
-                CMAPSS(path)
-
-    def test_unknown_subset_lists_the_known(self, cmapss_folder):
-        with pytest.raises(ValueError, match="subset 'FD005' is unknown: choose from FD001, FD002, FD003, FD004"):
-            CMAPSS(cmapss_folder, "FD005")
-
-    def test_number_of_rul_rows_must_be_that_of_test_units(self, cmapss_folder):
-        (cmapss_folder / "RUL_FD001.txt").write_text("40\n150\n")
-        with pytest.raises(
-            ValueError, match=r"RUL_FD001.txt has 2 rows and test_FD001.txt has 3 units: they must be equal"
-        ):
-            CMAPSS(cmapss_folder)
-
-    @pytest.mark.parametrize(
-        ("name", "text", "message"),
-        [
-            ("train_FD001.txt", "1 1 0.5 0.5\n1 2 0.5 0.5\n", "train_FD001.txt: 4 columns where C-MAPSS has 26"),
-            ("train_FD001.txt", "", "train_FD001.txt: not a C-MAPSS text file"),
-            ("test_FD001.txt", "1 2\n1 2 3 4\n", "test_FD001.txt: not a C-MAPSS text file"),
-            (
-                "test_FD001.txt",
-                "1 5" + " 0" * 24 + "\n1 6" + " 0" * 9,
-                "test_FD001.txt: unit 1, cycle 6, column 'sensor_7': nan",
-            ),
-            ("RUL_FD001.txt", "40\nlate\n10\n", "RUL_FD001.txt, row 2: not a finite number"),
-            ("RUL_FD001.txt", "40 1\n150 1\n10 1\n", "RUL_FD001.txt: 2 columns where C-MAPSS has 1"),
-        ],
-    )
-    def test_a_file_of_another_form_is_named(self, cmapss_folder, name, text, message):
-        (cmapss_folder / name).write_text(text)
-        with pytest.raises(ValueError, match=message):
-            CMAPSS(cmapss_folder)
-
-
 class TestSelectFeatures:
     def table(self, **columns):
         times = np.tile(np.arange(1.0, 101.0), 4)
@@ -437,151 +324,3 @@ class TestSegments:
         segments = Segments(table, table.columns, 3, table.labels())
         sizes = [len(batch["labels"]) for batch in DataLoader(segments, batch_size=2, collate_fn=lambda batch: batch)]
         assert sizes == [2, 2, 1]
-
-
-class TestSimulate:
-    def test_is_the_same_for_the_same_seed(self):
-        first, again, other = simulate(3, seed=4), simulate(3, seed=4), simulate(3, seed=5)
-        assert_array_equal(first.values, again.values)
-        assert_array_equal(first.starts, again.starts)
-        assert not np.array_equal(first.values[:100], other.values[:100])
-
-    def test_has_the_shape_of_cmapss(self):
-        table = simulate(5, seed=0)
-        assert table.columns == SETTINGS + SENSORS
-        assert table.units == [1, 2, 3, 4, 5]
-        assert ((table.lengths >= 100) & (table.lengths <= 300)).all()
-        assert_array_equal(table.remaining, 0)
-        assert sum(len(np.unique(column)) == 1 for column in table.values[:, 3:].T) == 4  # four sensors never change
-
-    def test_cut_histories_end_before_failure(self):
-        table = simulate(20, seed=1, cut=True)
-        assert (table.remaining >= 5).all()
-        assert (table.lengths >= 30).all()
-
-    def test_flies_in_the_conditions_asked_for(self):
-        flown = simulate(5, seed=0, conditions=2).values[:, 0].round(-1)
-        assert_array_equal(np.unique(flown), [0, 10])
-
-
-class TestLoad:
-    def test_simulated_fleets_are_the_default_and_the_same_for_every_seed(self):
-        train, test = load(DataOptions(), seed=0)
-        again, _ = load(DataOptions(), seed=7)
-        assert len(train) == 36
-        assert len(test) == 40
-        assert_array_equal(train.remaining, 0)
-        assert (test.remaining > 0).all()
-        assert_array_equal(train.values, again.values)
-
-    def test_cmapss_is_read_below_papercore_data(self, cmapss_folder, monkeypatch, tmp_path):
-        cmapss_folder.rename(tmp_path / "eclstm")
-        monkeypatch.setenv("PAPERCORE_DATA", str(tmp_path))
-        train, test = load(DataOptions(data="cmapss"), seed=0)
-        assert len(train) == 2
-        assert len(test) == 3
-
-    def test_cmapss_without_papercore_data_says_so(self, monkeypatch):
-        monkeypatch.delenv("PAPERCORE_DATA", raising=False)
-        with pytest.raises(ValueError, match="set PAPERCORE_DATA, or give the folder or archive itself"):
-            load(DataOptions(data="cmapss"), seed=0)
-
-    @pytest.mark.parametrize("name", ["", "a.zip", "a.tar.xz", "a.tar.gz", "a.tgz"])
-    def test_folders_and_archives_are_cmapss_sets(self, cmapss_folder, tmp_path, name):
-        if name:
-            TestCmapss().pack(cmapss_folder, {"a.zip": "zip", "a.tar.xz": "xz"}.get(name, "gz"), tmp_path / name)
-        _, test = load(DataOptions(data=str(tmp_path / name if name else cmapss_folder)), seed=0)
-        assert_array_equal(test.remaining, [40, 150, 10])
-
-    def test_a_table_alone_holds_out_a_fifth_of_its_units_cut_short(self, tiny_table):
-        whole = RunToFailure(tiny_table)
-        train, test = load(DataOptions(data=str(tiny_table)), seed=0)
-        assert len(train) == 8
-        assert sorted(train.units + test.units) == whole.units
-        assert_array_equal(train.remaining, 0)
-        lives = whole.lengths[[whole.units.index(u) for u in test.units]]
-        assert (test.lengths > lives // 5).all()
-        assert_array_equal(test.lengths + test.remaining, lives)
-        assert (test.remaining > 0).any()
-        again, other = load(DataOptions(data=str(tiny_table)), seed=0), load(DataOptions(data=str(tiny_table)), seed=3)
-        assert_array_equal(again[1].lengths, test.lengths)
-        assert other[1].units != test.units
-
-    def test_test_data_is_read_with_the_columns_of_the_training_table(self, tiny_frame, tiny_table, tmp_path):
-        path = tmp_path / "test.csv"
-        tiny_frame[["flow", "cycle", "unit", "serial", "noise", "heat"]].assign(extra=1).to_csv(path, index=False)
-        train, test = load(DataOptions(data=str(tiny_table), test_data=str(path)), seed=0)
-        assert train.columns == test.columns == ["heat", "flow", "noise", "serial"]
-        assert_array_equal(train.values, test.values)
-        tiny_frame.drop(columns="flow").to_csv(path, index=False)
-        with pytest.raises(ValueError, match=r"test\.csv: column 'flow' is missing"):
-            load(DataOptions(data=str(tiny_table), test_data=str(path)), seed=0)
-
-    def test_columns_may_have_other_names(self, tiny_frame, tmp_path):
-        path = tmp_path / "pumps.csv"
-        tiny_frame.rename(columns={"unit": "pump", "cycle": "hours"}).to_csv(path, index=False)
-        train, _ = load(DataOptions(data=str(path), unit="pump", time="hours", features=["heat"]), seed=0)
-        assert train.columns == ["heat"]
-        assert len(train) == 8
-
-    @pytest.mark.parametrize("data", ["simulated", "nowhere.csv"])
-    def test_cap_is_checked_first(self, data):
-        with pytest.raises(ValueError, match="cap must be a positive number of cycles, got -1"):
-            load(DataOptions(data=data, cap=-1), seed=0)
-
-    def test_short_names_for_folders_and_titles(self):
-        assert DataOptions(data="cmapss", subset="FD003").name == "FD003"
-        assert DataOptions(data="some/where/pumps.csv.gz").name == "pumps"
-        assert DataOptions().name == "simulated"
-
-
-@pytest.fixture(scope="module", params=SUBSETS)
-def sets(request):
-    return request.param, CMAPSS(Path(os.environ["PAPERCORE_DATA"]) / "eclstm", request.param)
-
-
-@real_data
-class TestRealCmapss:
-    dropped: ClassVar = {
-        "FD001": [1, 5, 10, 16, 18, 19],
-        "FD002": [1, 5, 10, 18, 19],
-        "FD003": [1, 5, 16, 18, 19],
-        "FD004": [1, 5, 18, 19],
-    }
-
-    def test_numbers_of_units_are_nasas(self, sets):
-        subset, data = sets
-        units = {"FD001": (100, 100), "FD002": (260, 259), "FD003": (100, 100), "FD004": (249, 248)}
-        assert (len(data.train), len(data.test)) == units[subset]
-
-    def test_features_are_those_of_the_published_weights(self, sets):
-        subset, data = sets
-        gone = SETTINGS + [f"sensor_{i}" for i in self.dropped[subset]]
-        kept = select_features(data.train)
-        assert kept == [c for c in data.train.columns if c not in gone]
-        assert len(kept) == {"FD001": 15, "FD002": 16, "FD003": 16, "FD004": 17}[subset]
-
-    def test_numbers_of_segments_are_the_authors(self, sets):
-        subset, data = sets
-        segments = Segments(data.train, data.train.columns, 20, data.train.labels())
-        assert len(segments) == GOLDEN["window_counts_T5_L16"][subset]
-
-    def test_short_test_units_are_padded_in_front_with_their_first_row(self, sets):
-        subset, data = sets
-        short = np.flatnonzero(data.test.lengths < 20)
-        assert len(short) == (2 if subset == "FD004" else 0)
-        segments = Segments(data.test, data.test.columns, 20, data.test.labels(), last_only=True)
-        assert len(segments) == len(data.test)
-        for unit in short:
-            rows = segments[unit]["segments"]
-            padding = 20 - data.test.lengths[unit]
-            assert (rows[: padding + 1] == rows[0]).all()
-            first, last = data.test.starts[unit], data.test.starts[unit + 1]
-            assert_array_equal(rows[padding:], data.test.values[first:last].astype(np.float32))
-
-    def test_labels_are_capped_for_training_and_known_for_testing(self, sets):
-        _, data = sets
-        labels = data.train.labels()
-        assert labels.max() == 120
-        assert_array_equal(labels[data.train.starts[1:] - 1], 0)
-        assert_array_equal(data.test.labels(cap=None)[data.test.starts[1:] - 1], data.test.remaining)

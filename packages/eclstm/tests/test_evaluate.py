@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 from eclstm.cli import app
-from eclstm.data import DataOptions, RunToFailure, Segments, load
+from eclstm.data import RunToFailure, Segments
 from eclstm.evaluate import all_windows, evaluate, load_model, predict_segments, rmse, rul_score
 from eclstm.model import ECLSTMRegressor
+from eclstm.sources import DataOptions, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file

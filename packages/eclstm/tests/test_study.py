@@ -3,8 +3,8 @@ import json
 import math
 
 import pytest
-from eclstm.data import DataOptions
 from eclstm.model import ECLSTMRegressor
+from eclstm.sources import DataOptions
 from eclstm.study import study, train_and_evaluate
 from eclstm.trainer import ECLSTMConfig
 from papercore.lab.study import ReproduceOptions, Scale

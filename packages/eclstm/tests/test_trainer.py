@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 import torch
 from eclstm.cli import app
-from eclstm.data import DataOptions, RunToFailure, load, simulate
+from eclstm.data import RunToFailure
 from eclstm.evaluate import load_model
+from eclstm.simulated import simulate
+from eclstm.sources import DataOptions, load
 from eclstm.trainer import ECLSTMConfig, ECLSTMTrainer, build_model, fit, split_segments
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import ReduceLROnPlateau

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from eclstm import ECLSTMRegressor
 from eclstm.cli import app
-from eclstm.data import simulate
 from eclstm.evaluate import load_model
+from eclstm.simulated import simulate
 from eclstm.tune import search_space, valid
 
 

@@ -1,14 +1,14 @@
 from .bohb import hyperband as hyperband
 from .cell import ECLSTM as ECLSTM
 from .cell import ECLSTMCell as ECLSTMCell
-from .cell import load_keras_weights as load_keras_weights
-from .data import CMAPSS as CMAPSS
+from .cmapss import CMAPSS as CMAPSS
 from .data import RunToFailure as RunToFailure
 from .data import Segments as Segments
 from .data import piecewise_rul as piecewise_rul
 from .data import select_features as select_features
 from .evaluate import rul_score as rul_score
 from .export import export_onnx as export_onnx
+from .keras import load_keras_weights as load_keras_weights
 from .model import ECLSTMRegressor as ECLSTMRegressor
 from .predict import remaining_life as remaining_life
 from .trainer import ECLSTMConfig as ECLSTMConfig

@@ -7,14 +7,8 @@ unit and a time column, and a simulated fleet that needs no file.
 from __future__ import annotations
 
 import copy
-import io
-import lzma
-import os
-import tarfile
-import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +16,9 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from papercore.lab.cli import flag
 from scipy import stats
 from torch import Tensor
 from torch.utils.data import Dataset
-
-SETTINGS = [f"setting_{i}" for i in range(1, 4)]
-SENSORS = [f"sensor_{i}" for i in range(1, 22)]
-SUBSETS = ("FD001", "FD002", "FD003", "FD004")
 
 
 def piecewise_rul(
@@ -201,82 +190,6 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path}: not a readable CSV table: {error}") from None
 
 
-class CMAPSS:
-    """One of NASA's four C-MAPSS turbofan sets (Saxena et al., PHM 2008).
-
-    Args:
-        root: folder, zip or tar archive that holds ``train_FD001.txt``, ``test_FD001.txt``, ``RUL_FD001.txt`` and so on.
-        subset: ``"FD001"`` to ``"FD004"``.
-
-    Attributes:
-        train: engines that run to failure. test: engines cut off earlier, with their true (uncapped) remaining life.
-
-    Raises:
-        FileNotFoundError: if a file is missing. ValueError: if it has not 26 columns, or RUL and test disagree in number.
-    """
-
-    def __init__(self, root: str | Path, subset: str = "FD001") -> None:
-        if subset not in SUBSETS:
-            raise ValueError(f"subset {subset!r} is unknown: choose from {', '.join(SUBSETS)}")
-        wanted = [f"train_{subset}.txt", f"test_{subset}.txt", f"RUL_{subset}.txt"]
-        try:
-            texts = _read_members(Path(root), wanted)
-        except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
-            raise ValueError(f"{root}: damaged archive: {error}") from None
-        columns = ["unit", "cycle", *SETTINGS, *SENSORS]
-        frames = [self._frame(name, texts[name], columns) for name in wanted[:2]]
-        self.train, self.test = (RunToFailure(frame, name=name) for frame, name in zip(frames, wanted, strict=False))
-        rul = pd.to_numeric(self._frame(wanted[2], texts[wanted[2]], ["rul"])["rul"], errors="coerce").to_numpy(
-            np.float64
-        )
-        if not np.isfinite(rul).all():
-            raise ValueError(f"{wanted[2]}, row {np.flatnonzero(~np.isfinite(rul))[0] + 1}: not a finite number")
-        if len(rul) != len(self.test):
-            raise ValueError(
-                f"{wanted[2]} has {len(rul)} rows and {wanted[1]} has {len(self.test)} units: they must be equal"
-            )
-        self.test.remaining = rul
-
-    @staticmethod
-    def _frame(name: str, text: bytes, columns: list[str]) -> pd.DataFrame:
-        try:
-            frame = pd.read_csv(io.BytesIO(text), sep=r"\s+", header=None)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise ValueError(f"{name}: not a C-MAPSS text file: {error}") from None
-        if frame.shape[1] != len(columns):
-            raise ValueError(f"{name}: {frame.shape[1]} columns where C-MAPSS has {len(columns)}")
-        return frame.set_axis(columns, axis=1)
-
-
-def _read_members(root: Path, wanted: Sequence[str]) -> dict[str, bytes]:
-    """The named files of a folder or archive, wherever they lie in it; nothing is unpacked."""
-    found: dict[str, bytes] = {}
-    if root.is_dir():
-        found = {name: path.read_bytes() for name in wanted for path in sorted(root.rglob(name))[:1]}
-        archives = sorted(
-            p for p in root.iterdir() if zipfile.is_zipfile(p) or p.name.endswith((".tar.xz", ".tar.gz", ".tgz"))
-        )
-        if not found and archives:
-            return _read_members(archives[0], wanted)
-    elif not root.exists():
-        raise FileNotFoundError(f"{root}: no such folder or archive; expected one that holds {', '.join(wanted)}")
-    elif zipfile.is_zipfile(root):
-        with zipfile.ZipFile(root) as bundle:
-            found = {Path(m).name: bundle.read(m) for m in bundle.namelist() if Path(m).name in wanted}
-    elif tarfile.is_tarfile(root):
-        with tarfile.open(root) as tar:
-            for member in tar:
-                stream = tar.extractfile(member) if Path(member.name).name in wanted else None
-                if stream is not None:
-                    found[Path(member.name).name] = stream.read()
-    else:
-        raise ValueError(f"{root}: neither a folder nor a zip or tar archive")
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        raise FileNotFoundError(f"{root}: {', '.join(missing)} not found; expected NASA's C-MAPSS text files")
-    return found
-
-
 def select_features(table: RunToFailure, cap: float | None = 120.0, significance: float = 0.05) -> list[str]:
     """Columns that depend on the remaining life in the training table (authors' feature selection).
 
@@ -372,102 +285,3 @@ class Segments(Dataset[dict[str, Tensor]]):
         """Everything materialised as (segments, columns, rows) and (segments,), the layout of tsai and sktime."""
         batch = self.__getitems__(range(len(self)))
         return batch["segments"].transpose(1, 2).numpy(), batch["labels"].numpy()
-
-
-def simulate(units: int, seed: int, conditions: int = 3, cut: bool = False) -> RunToFailure:
-    """A made-up fleet in C-MAPSS's shape: 3 settings, 21 sensors, several operating conditions, wear until failure.
-
-    Not physics and not the paper's data. A unit lives 100 to 300 cycles; its wear grows exponentially from a random start;
-    a sensor reads a level of the condition it flies in, plus wear at a gain of its own, plus noise; four never change.
-
-    Args:
-        units: number of engines. seed: of everything random. conditions: operating conditions, 1 to 6.
-        cut: end each history at a random cycle before failure, as test sets do.
-    """
-    machine = np.random.default_rng(0)  # the design is the same for every fleet
-    levels = machine.normal(0, 1, (6, len(SENSORS)))
-    gain = machine.choice([-1.0, 1.0], len(SENSORS)) * machine.uniform(0.3, 1.2, len(SENSORS))
-    noise = machine.uniform(0.15, 0.5, len(SENSORS))
-    constant = machine.permutation(len(SENSORS))[:4]
-    operating_points = np.array(
-        [[0, 0.0, 100], [10, 0.25, 100], [20, 0.7, 100], [25, 0.62, 60], [35, 0.84, 100], [42, 0.84, 100]]
-    )
-
-    rng = np.random.default_rng([seed, 1])
-    frames = []
-    for unit in range(1, units + 1):
-        life = int(rng.integers(100, 301))
-        cycles = np.arange(1, life + 1)
-        pace = rng.uniform(3, 6)
-        wear = rng.uniform(0, 0.15) + np.expm1(pace * cycles / life) / np.expm1(pace)
-        flown = rng.integers(0, conditions, life)
-        sensors = levels[flown] * 3 + wear[:, None] * gain * 2 + rng.normal(0, 1, (life, len(SENSORS))) * noise
-        sensors[:, constant] = levels[0, constant]
-        settings = operating_points[flown] + rng.normal(0, [0.002, 0.0003, 0], (life, 3))
-        stop = int(rng.integers(30, life - 4)) if cut else life
-        frame = pd.DataFrame(np.c_[settings, sensors], columns=[*SETTINGS, *SENSORS])
-        frames.append(frame.assign(unit=unit, cycle=cycles, rul=life - cycles)[:stop])
-    return RunToFailure(pd.concat(frames), features=[*SETTINGS, *SENSORS], rul="rul", name="simulated fleet")
-
-
-@dataclass
-class DataOptions:
-    """Where the histories come from and how they are labelled."""
-
-    data: str = flag(
-        "simulated; cmapss (in $PAPERCORE_DATA/eclstm); a C-MAPSS folder or archive; or a CSV / Parquet table",
-        "simulated",
-    )
-    subset: str = flag("C-MAPSS: FD001 to FD004", "FD001")
-    test_data: str | None = flag(
-        "table to test on; without it a fifth of the units is held out, each cut at a random time", None
-    )
-    unit: str = flag("table: column that names the unit", "unit")
-    time: str = flag("table: column of the time; predictions get its unit", "cycle")
-    features: list[str] | None = flag("table: columns to read; all others if not given", None)
-    rul: str | None = flag("table: column of the life left, if units had not failed when last seen", None)
-    cap: float | None = flag("largest label, in units of time (authors' code: 120)", 120.0)
-
-    @property
-    def name(self) -> str:
-        """A short name of the data, for folders and titles."""
-        if self.is_cmapss:
-            return self.subset
-        return Path(self.data).name.split(".")[0] or "data"
-
-    @property
-    def is_cmapss(self) -> bool:
-        """Whether ``data`` names C-MAPSS files, not a table."""
-        path = Path(self.data)
-        return self.data == "cmapss" or path.is_dir() or path.name.endswith((".zip", ".tar", ".xz", ".tgz", ".tar.gz"))
-
-
-TEST_SHARE = 0.2
-
-
-def load(options: DataOptions, seed: int) -> tuple[RunToFailure, RunToFailure]:
-    """Training and test histories.
-
-    Raises:
-        ValueError, FileNotFoundError: as the readers do; and for ``--data cmapss`` without ``PAPERCORE_DATA``.
-    """
-    if options.cap is not None and options.cap <= 0:
-        raise ValueError(f"cap must be a positive number of cycles, got {options.cap}")
-    if options.data == "simulated":
-        return simulate(36, seed=0), simulate(40, seed=1, cut=True)
-    if options.is_cmapss:
-        root = Path(options.data)
-        if options.data == "cmapss":
-            if "PAPERCORE_DATA" not in os.environ:
-                raise ValueError(
-                    "--data cmapss reads $PAPERCORE_DATA/eclstm: set PAPERCORE_DATA, or give the folder or archive itself"
-                )
-            root = Path(os.environ["PAPERCORE_DATA"]) / "eclstm"
-        sets = CMAPSS(root, options.subset)
-        return sets.train, sets.test
-    table = RunToFailure(options.data, options.unit, options.time, options.features, options.rul)
-    if options.test_data is not None:
-        return table, RunToFailure(options.test_data, options.unit, options.time, table.columns, options.rul)
-    kept, held_out = table.split(TEST_SHARE, seed)
-    rng = np.random.default_rng([seed, 2])
-    return kept, held_out.select(range(len(held_out)), [int(rng.integers(n // 5 + 1, n + 1)) for n in held_out.lengths])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +17,9 @@ from papercore.lab.files import write_json
 from papercore.lab.report import console, print_table
 from safetensors import SafetensorError
 
-from eclstm.data import DataOptions, RunToFailure, Segments, load
+from eclstm.data import RunToFailure, Segments
 from eclstm.model import ECLSTMRegressor
+from eclstm.sources import DataOptions, load
 
 
 def rmse(true: ArrayLike, predicted: ArrayLike) -> float:
@@ -124,7 +127,8 @@ def load_model(folder: str) -> ECLSTMRegressor:
             if not (path / name).is_file():
                 raise FileNotFoundError(f"{folder}: no {name}; expected a folder that `eclstm train` wrote")
     try:
-        return ECLSTMRegressor.from_pretrained(folder, strict=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints that it reads a local folder
+            return ECLSTMRegressor.from_pretrained(folder, strict=True)
     except (RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: not a checkpoint of eclstm: {error}") from None
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from papercore.lab.study import Metric, Scale, Study
 
-from eclstm.data import SUBSETS, DataOptions, load
+from eclstm.cmapss import SUBSETS
 from eclstm.evaluate import evaluate
 from eclstm.model import NAIVE_LAYERS
+from eclstm.sources import DataOptions, load
 from eclstm.trainer import ECLSTMConfig, fit
 
 # OneCycle's shape without its momentum: warm up to 3e-3, then a cosine down to 0.

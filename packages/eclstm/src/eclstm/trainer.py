@@ -21,10 +21,11 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, EvalPrediction, TrainerState, TrainingArguments
 
-from eclstm.data import DataOptions, RunToFailure, Segments, load, select_features
+from eclstm.data import RunToFailure, Segments, select_features
 from eclstm.evaluate import evaluate, rmse
 from eclstm.model import ECLSTMRegressor
 from eclstm.plots import plot_predictions
+from eclstm.sources import DataOptions, load
 
 
 @dataclass

@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 
 from eclstm.bohb import Evaluation, brackets, hyperband
 from eclstm.cell import state_length
-from eclstm.data import DataOptions, load
 from eclstm.evaluate import evaluate, load_model
 from eclstm.plots import plot_predictions, plot_search
+from eclstm.sources import DataOptions, load
 from eclstm.trainer import ECLSTMConfig, ECLSTMTrainer, fit
 
 
