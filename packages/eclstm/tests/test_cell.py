@@ -510,3 +510,19 @@ class TestKerasWeights:
         load_keras_weights(cell, arrays)
         h, _ = cell(torch.from_numpy(arrays["x"][:, 0]))
         np.testing.assert_allclose(h.detach(), arrays["y"][:, 0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_what_the_cpu_gives():
+    torch.manual_seed(0)
+    layer, x = ECLSTM((16, 14, 1), [10, 10]), torch.randn(4, 20, 14, 1)
+    expected, _ = layer.forward_segment(x)
+    expected.square().sum().backward()
+    on_gpu = ECLSTM((16, 14, 1), [10, 10]).cuda()
+    on_gpu.load_state_dict(layer.state_dict())
+    output, _ = on_gpu.forward_segment(x.cuda())
+    output.square().sum().backward()
+    torch.testing.assert_close(output.cpu(), expected, rtol=1e-4, atol=1e-5)
+    for ours, reference in zip(on_gpu.parameters(), layer.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.cpu(), reference.grad, rtol=1e-3, atol=1e-4)

@@ -369,3 +369,28 @@ def test_simulated_fleet_is_what_a_bare_command_trains_on(tmp_path):
     train, _ = load(DataOptions(), seed=0)
     model = build_model(train, ECLSTMConfig(output_dir=str(tmp_path)), cap=120)
     assert len([column for column in model.columns if column.startswith("sensor")]) == 17  # four never change
+
+
+def test_two_processes_train_one_model(tiny_table, tmp_path):
+    """Under torchrun on a CPU (gloo): half the steps, one checkpoint, one report."""
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "eclstm.cli",
+    ]
+    argv = command(tiny_table, tmp_path / "run", num_train_epochs=1)
+    done = subprocess.run([*launch, *argv], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("labels capped at 120") == 1
+    (state,) = (tmp_path / "run").glob("checkpoint-*/trainer_state.json")
+    alone = tmp_path / "alone"
+    assert app(command(tiny_table, alone, num_train_epochs=1)) == 0
+    (state_alone,) = alone.glob("checkpoint-*/trainer_state.json")
+    steps, steps_alone = (json.loads(path.read_text())["global_step"] for path in (state, state_alone))
+    assert steps == -(-steps_alone // 2)
+    assert load_model(str(tmp_path / "run")).cap == 120
