@@ -137,6 +137,13 @@ class RunToFailure:
         """(units,) rows of each unit."""
         return np.diff(self.starts)
 
+    def rows(self, columns: Sequence[str]) -> NDArray[np.float32]:
+        """(rows, columns) values of some of the columns, in the order given."""
+        for column in columns:
+            if column not in self.columns:
+                raise ValueError(f"{self.name}: column {column!r}, which the model reads, is missing")
+        return self.values[:, [self.columns.index(column) for column in columns]].astype(np.float32)
+
     def select(self, units: Sequence[int] | NDArray[np.int64], rows: Sequence[int] | None = None) -> RunToFailure:
         """The units at the given positions, each cut after its first ``rows`` rows (what is cut off counts as life left)."""
         part = object.__new__(RunToFailure)
@@ -243,11 +250,7 @@ class Segments(Dataset[dict[str, Tensor]]):
         labels: NDArray[np.float64],
         last_only: bool = False,
     ) -> None:
-        for column in columns:
-            if column not in table.columns:
-                raise ValueError(f"{table.name}: column {column!r}, which the model reads, is missing")
-        values = table.values[:, [table.columns.index(column) for column in columns]]
-        self.values = torch.from_numpy(values.astype(np.float32))
+        self.values = torch.from_numpy(table.rows(columns))
         self.labels = torch.from_numpy(labels.astype(np.float32))
         first, last = torch.from_numpy(table.starts[:-1]), torch.from_numpy(table.starts[1:] - 1)
         if last_only:

@@ -19,7 +19,7 @@ from papercore.lab.training import ModuleTrainer, adapt_to_machine, resumable
 from papercore.ops import seed_everything
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, EvalPrediction, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, EvalPrediction, TrainingArguments
 
 from eclstm.data import RunToFailure, Segments, select_features
 from eclstm.evaluate import evaluate, rmse
@@ -156,7 +156,7 @@ def build_model(table: RunToFailure, config: ECLSTMConfig, cap: float | None) ->
         cap=cap,
     )
     labels = table.labels(cap)
-    rows = Segments(table, model.columns, model.rows, labels, last_only=True).values
+    rows = torch.from_numpy(table.rows(model.columns))
     model.standardize.fit(rows, _centres(rows[:, : len(config.condition_columns)].numpy(), config) if many else None)
     # Labels reach 120 and raw outputs start near 0: without this the first epochs only learn the mean.
     nn.init.constant_(model.output.bias, float(labels.mean()))
@@ -204,13 +204,6 @@ def fit(
     seed_everything(config.seed)
     model = build_model(train, config, data.cap)
     trainer = ECLSTMTrainer(model, config, *split_segments(train, model, config))
-    if checkpoint is not None:
-        state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
-        if (
-            state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
-            and state.global_step < state.max_steps
-        ):
-            config.max_steps = state.global_step  # it had stopped early; the engine would train on before it noticed
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from papercore.lab.files import write_json
@@ -39,9 +39,16 @@ class ModuleTrainer(Trainer):
             self.add_callback(self.bar)
         self.pop_callback(PrinterCallback)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(resume_from_checkpoint, str):
+            state = TrainerState.load_from_json(f"{resume_from_checkpoint}/trainer_state.json")
+            stopped = state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
+            if stopped and state.global_step < state.max_steps:
+                self.args.max_steps = (
+                    state.global_step
+                )  # it had stopped early; the engine would train on before it noticed
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:  # also when interrupted: what is said next stands on a line of its own
             if self.bar:
                 self.bar.close()
