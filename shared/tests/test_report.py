@@ -91,7 +91,7 @@ class TestFiles:
         text = (tmp_path / "report.md").read_text()
         assert "rival" not in text
         assert "## faces" not in text
-        assert "## maps: not run" in text
+        assert "## maps: not compared" in text
         assert (tmp_path / "plot.png").exists()
 
     def test_nothing_run_writes_nothing(self, study, tmp_path):
@@ -145,7 +145,7 @@ class TestSummary:
 
     def test_marks_what_has_not_run(self, study, tmp_path):
         comparison = study.reproduce(ReproduceOptions("small", output_dir=str(tmp_path), arms=["old way"]))
-        assert summary_rows(comparison)[0][4:] == ["-", "-", "not run"]
+        assert summary_rows(comparison)[0][4:] == ["-", "-", "not compared"]
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ class TestReproduce:
     def test_arms_and_tasks_may_be_run_apart(self, study, run, tmp_path):
         comparison = study.reproduce(options(tmp_path, arms=["new way"], tasks=["faces"]))
         assert run.ran == [("new way", "faces", seed) for seed in range(3)]
-        assert comparison.verdict("maps") == comparison.verdict("faces") == "not run"
+        assert comparison.verdict("maps") == comparison.verdict("faces") == "not compared"
         comparison = study.reproduce(options(tmp_path, arms=["old way"]))
         assert len(run.ran) == 9
         assert comparison.verdict("faces") == "shown"  # with what had run before
@@ -214,7 +214,7 @@ class TestComparison:
     def test_no_pair_no_gain(self):
         result = comparison({0: 10.0}, {1: 9.0})
         assert result.gain("ours", "t", result.study.metrics[0]) is None
-        assert result.verdict("t") == "not run"
+        assert result.verdict("t") == "not compared"
 
     @pytest.mark.parametrize(
         ("ours", "verdict"),

@@ -1,5 +1,5 @@
-import multiprocessing
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -97,26 +97,29 @@ def test_a_search_cut_off_anywhere_ends_as_if_it_had_not_been(tmp_path):
     assert evaluations(resumed) == evaluations(whole)
 
 
-def _slow(options, budget, folder):
+WORKER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_bohb import loss, search
+
+def slow(options, budget, folder):
     time.sleep(0.05)
     return loss(options, budget, folder)
 
-
-def _work(folder, storage):
-    search(Path(folder), _slow, storage)
+search(Path(sys.argv[2]), slow, sys.argv[3])
+"""
 
 
 def test_two_workers_on_one_storage_share_the_work_and_change_nothing(tmp_path):
     alone, _ = search(tmp_path / "alone")
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     optuna.create_study(study_name="s", storage=storage)
-    spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=_work, args=(str(tmp_path / "shared"), storage)) for _ in range(2)]
+    command = [sys.executable, "-c", WORKER, str(Path(__file__).parent), str(tmp_path / "shared"), storage]
+    workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-    assert [worker.exitcode for worker in workers] == [0, 0]
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors
     assert evaluations(optuna.load_study(study_name="s", storage=storage)) == evaluations(alone)
 
 

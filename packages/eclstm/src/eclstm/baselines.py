@@ -46,7 +46,10 @@ class FlatLSTM(nn.Module):
         self.output_size = hidden[-1]
 
     def forward(self, segments: Tensor) -> Float[Tensor, "batch features"]:
-        x = sub_windows(segments, self.length).flatten(2)
+        return self.recur(sub_windows(segments, self.length).flatten(2))
+
+    def recur(self, x: Float[Tensor, "batch steps inputs"]) -> Float[Tensor, "batch features"]:
+        """The last step's output, from flat sub-windows."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = norm(layer(x)[0])
         return x[:, -1]
@@ -65,10 +68,7 @@ class ConvolutionalFlatLSTM(nn.Module):
     def forward(self, segments: Tensor) -> Float[Tensor, "batch features"]:
         windows = sub_windows(segments, self.length)
         maps = self.convolutions(windows.flatten(0, 1)).unflatten(0, windows.shape[:2]).flatten(2)
-        x = maps
-        for layer, norm in zip(self.recurrent.layers, self.recurrent.norms, strict=True):
-            x = norm(layer(x)[0])
-        return x[:, -1]
+        return self.recurrent.recur(maps)
 
 
 class ConvLSTM(nn.Module):

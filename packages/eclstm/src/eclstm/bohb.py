@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,7 +142,7 @@ def _ready(study: optuna.Study, plan: list[list[Rung]]) -> Iterator[Evaluation]:
     """What is missing of the first unfinished rung; nothing else can be known before it is finished."""
     done = _done(study)
     for b, rungs in enumerate(plan):
-        indices = range(rungs[0].configurations)
+        indices: Sequence[int] = range(rungs[0].configurations)
         for i, rung in enumerate(rungs):
             wanted = [Evaluation(b, index, rung.budget) for index in indices]
             missing = [evaluation for evaluation in wanted if evaluation not in done]
@@ -151,7 +151,7 @@ def _ready(study: optuna.Study, plan: list[list[Rung]]) -> Iterator[Evaluation]:
                 return
             if i + 1 < len(rungs):
                 ranked = sorted(wanted, key=lambda e: (done[e].value, e.configuration))
-                indices = sorted(e.configuration for e in ranked[: rungs[i + 1].configurations])  # type: ignore[assignment]
+                indices = sorted(e.configuration for e in ranked[: rungs[i + 1].configurations])
 
 
 def _tpe(seed: int) -> TPESampler:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial
 
@@ -90,4 +91,7 @@ def plot_search(trials: Sequence[FrozenTrial], path: Path) -> None:
         xlabel="evaluation", ylabel="validation RMSE (cycles)", title=f"search; red: best at {max(budgets)} epochs"
     )
     panel.set_yscale("log")
+    panel.yaxis.set_major_formatter("{x:.0f}")
+    panel.yaxis.set_minor_formatter("{x:.0f}")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=110)

@@ -195,7 +195,7 @@ class Comparison:
         """What the method's gain on the first metric shows: ``shown``, ``contrary``, ``not shown``, or that it only ran."""
         gain = self.gain(self.study.method, task, self.study.metrics[0])
         if self.scale == "quick" or gain is None or gain.n < 2:
-            return "ran" if gain is not None else "not run"
+            return "ran" if gain is not None else "not compared"
         return "shown" if gain.low > 0 else "contrary" if gain.high < 0 else "not shown"
 
 
