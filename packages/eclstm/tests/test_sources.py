@@ -8,7 +8,7 @@ class TestLoad:
     def test_simulated_fleets_are_the_default_and_the_same_for_every_seed(self):
         train, test = load(DataOptions(), seed=0)
         again, _ = load(DataOptions(), seed=7)
-        assert len(train) == 36
+        assert len(train) == 20
         assert len(test) == 40
         assert_array_equal(train.remaining, 0)
         assert (test.remaining > 0).all()

@@ -58,7 +58,7 @@ def load(options: DataOptions, seed: int) -> tuple[RunToFailure, RunToFailure]:
     if options.cap is not None and options.cap <= 0:
         raise ValueError(f"cap must be a positive number of cycles, got {options.cap}")
     if options.data == "simulated":
-        return simulate(36, seed=0), simulate(40, seed=1, cut=True)
+        return simulate(20, seed=0), simulate(40, seed=1, cut=True)
     if options.is_cmapss:
         root = Path(options.data)
         if options.data == "cmapss":
