@@ -158,7 +158,7 @@ def build_model(table: RunToFailure, config: ECLSTMConfig, cap: float | None) ->
     labels = table.labels(cap)
     rows = torch.from_numpy(table.rows(model.columns))
     model.standardize.fit(rows, _centres(rows[:, : len(config.condition_columns)].numpy(), config) if many else None)
-    # Labels reach 120 and raw outputs start near 0: without this the first epochs only learn the mean.
+    # Labels reach 120 and raw outputs start near 0: spare the first epochs learning the mean.
     nn.init.constant_(model.output.bias, float(labels.mean()))
     return model
 
