@@ -42,8 +42,7 @@ def test_commands_parse(script, words):
     app = importlib.import_module(SCRIPTS[script]).app
     if words:
         target, _ = app.verbs[words[0]]
-        function = load(target)
-        parse(getattr(function, "reproduce", function), [w for w in words[1:] if not w.startswith("[") and w != "...]"])
+        parse(load(target), [w for w in words[1:] if not w.startswith("[") and w != "...]"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -55,7 +55,7 @@ def test_a_mistyped_flag_ends_in_one_line(capsys, verb):
 
 def test_the_study_is_registered():
     (entry,) = entry_points(group="papercore.studies", name="eclstm")
-    assert load(entry.value) is load(app.study)
+    assert load(app.verbs["reproduce"][0]) == load(entry.value).reproduce
 
 
 @pytest.mark.parametrize("name", eclstm.__all__)

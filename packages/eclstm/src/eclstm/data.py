@@ -185,7 +185,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         except ImportError:
             raise ValueError(f"{path}: reading Parquet needs pyarrow: pip install 'eclstm[parquet]'") from None
     try:
-        return pd.read_csv(path, float_precision="round_trip")
+        return pd.read_csv(path)
     except (
         pd.errors.ParserError,
         pd.errors.EmptyDataError,

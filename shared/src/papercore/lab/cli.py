@@ -15,6 +15,7 @@ import importlib
 import importlib.metadata
 import inspect
 import json
+import operator
 import os
 import sys
 import traceback
@@ -51,7 +52,6 @@ class App:
     def __init__(self, name: str, help: str) -> None:
         self.name, self.help = name, help
         self.verbs: dict[str, tuple[str, str]] = {}
-        self.study: str | None = None
 
     def command(self, verb: str, target: str, help: str) -> None:
         """Add a verb that calls ``target`` ("module:function") with its dataclass parameters filled from the flags."""
@@ -59,8 +59,9 @@ class App:
 
     def add_study(self, target: str) -> None:
         """Give ``reproduce``, which runs the :class:`papercore.lab.study.Study` at ``target`` ("module:variable")."""
-        self.study = target
-        self.verbs["reproduce"] = (target, "the paper's comparison side by side: table, plot, JSON; resumable")
+        self.command(
+            "reproduce", f"{target}.reproduce", "the paper's comparison side by side: table, plot, JSON; resumable"
+        )
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
         arguments = list(sys.argv[1:] if argv is None else argv)
@@ -93,8 +94,6 @@ class App:
             raise ValueError(f"no verb {verb!r}{_nearest(verb, self.verbs)}; the verbs are {', '.join(self.verbs)}")
         target, help = self.verbs[verb]
         function = load(target)
-        if verb == "reproduce" and target == self.study:
-            function = function.reproduce
         function(*parse(function, flags, f"{self.name} {verb}", help))
         return 0
 
@@ -105,9 +104,9 @@ class App:
 
 
 def load(target: str) -> Any:
-    """The object at ``"module:name"``."""
+    """The object at ``"module:name"`` or ``"module:name.attribute"``."""
     module, name = target.split(":")
-    return getattr(importlib.import_module(module), name)
+    return operator.attrgetter(name)(importlib.import_module(module))
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

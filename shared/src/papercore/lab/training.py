@@ -43,10 +43,8 @@ class ModuleTrainer(Trainer):
         if isinstance(resume_from_checkpoint, str):
             state = TrainerState.load_from_json(f"{resume_from_checkpoint}/trainer_state.json")
             stopped = state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
-            if stopped and state.global_step < state.max_steps:
-                self.args.max_steps = (
-                    state.global_step
-                )  # it had stopped early; the engine would train on before it noticed
+            if stopped and state.global_step < state.max_steps:  # early; the engine would train on before it noticed
+                self.args.max_steps = state.global_step
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:  # also when interrupted: what is said next stands on a line of its own
