@@ -53,7 +53,7 @@ def contestants(compile: bool) -> dict[str, nn.Module]:
         "ECLSTM (ours)": ECLSTMRegressor(features),
         "ECLSTM, literal": literal,
         "ConvLSTM-1D, textbook": ECLSTMRegressor(features, network="convlstm"),
-        "nn.LSTM, flat (378 k)": ECLSTMRegressor(features, network="lstm"),
+        "nn.LSTM, flat": ECLSTMRegressor(features, network="lstm"),
     }
     if compile:
         models["ECLSTM (ours), torch.compile"] = torch.compile(ECLSTMRegressor(features))

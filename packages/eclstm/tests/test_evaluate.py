@@ -167,16 +167,17 @@ class TestVerb:
 
     def test_writes_metrics_and_a_plot_beside_the_model(self, folder, model, tiny_table):
         assert app(["eval", "--model", str(folder), "--data", str(tiny_table), "--seed", "3"]) == 0
-        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics = json.loads((folder / "eval-tiny" / "metrics.json").read_text())
         _, test = load(DataOptions(data=str(tiny_table)), seed=3)
         assert metrics == pytest.approx(evaluate(model, test).metrics)
-        assert (folder / "predicted.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / "eval-tiny" / "predicted.png").read_bytes().startswith(b"\x89PNG")
+        assert not (folder / "metrics.json").exists()  # the name of what training wrote
 
     def test_writes_elsewhere_on_request(self, folder, tiny_table, tmp_path, capsys):
         argv = ["eval", "--model", str(folder), "--data", str(tiny_table), "--output_dir", str(tmp_path / "out")]
         assert app([*argv, "--every_window", "true"]) == 0
         assert {p.name for p in (tmp_path / "out").iterdir()} == {"metrics.json", "predicted.png"}
-        assert not (folder / "metrics.json").exists()
+        assert not list(folder.glob("eval-*"))
         metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
         assert metrics["every_window_segments"] > metrics["units"] == 2
         out = capsys.readouterr().out
@@ -188,7 +189,7 @@ class TestVerb:
         torch.manual_seed(0)
         ECLSTMRegressor(["sensor_1", "sensor_2"], 2, 5, layers=[{"filters": [2]}]).save_pretrained(tmp_path)
         assert app(["eval", "--model", str(tmp_path)]) == 0
-        assert json.loads((tmp_path / "metrics.json").read_text())["units"] == 40
+        assert json.loads((tmp_path / "eval-simulated" / "metrics.json").read_text())["units"] == 40
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

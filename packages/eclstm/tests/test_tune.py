@@ -102,3 +102,17 @@ def test_killed_in_mid_search_it_ends_with_the_same_trials(table, tmp_path):
         os.kill(process.pid, signal.SIGKILL)
     subprocess.run(command, check=True, capture_output=True)
     assert trials(tmp_path / "killed") == trials(tmp_path / "whole")
+
+
+def test_two_workers_started_together_end_with_the_same_trials(table, tmp_path):
+    assert app(flags(table, tmp_path / "alone")) == 0
+    code = "import sys; from eclstm.cli import app; sys.exit(app())"
+    command = [sys.executable, "-c", code, *flags(table, tmp_path / "shared")]
+    workers = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=180)
+        assert worker.returncode == 0, errors
+    assert trials(tmp_path / "shared") == trials(tmp_path / "alone")
+    assert load_model(str(tmp_path / "shared" / "best")).cap == 120

@@ -1,5 +1,5 @@
 """The recurrence over a flat state with backpropagation through time by hand: it keeps six numbers for each state element and
-step where autograd keeps more than twice as many, and sums each weight's gradient in one product over all steps."""
+step, and sums each weight's gradient in one product over all steps."""
 
 from __future__ import annotations
 

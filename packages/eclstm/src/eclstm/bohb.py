@@ -155,7 +155,7 @@ def _ready(study: optuna.Study, plan: list[list[Rung]]) -> Iterator[Evaluation]:
 
 
 def _tpe(seed: int) -> TPESampler:
-    """Optuna's TPE with BOHB's idea of what is good: the best 15 %, but never a handful.
+    """Optuna's TPE with BOHB's idea of what is good: the best 15 %, but at least half of ``ENOUGH``.
 
     By default Optuna learns the good region from the best tenth: one or two points here, while their equals count as bad
     and push away from them. For the same reason without the liar, who would count a bracket's other configurations as bad.

@@ -138,7 +138,9 @@ class EvalOptions:
     """What to evaluate."""
 
     model: str = flag("folder that `eclstm train` wrote, or a Hub name")
-    output_dir: str | None = flag("where metrics.json and the plot go; the model's folder if not given", None)
+    output_dir: str | None = flag(
+        "where metrics.json and the plot go; eval-DATA in the model's folder if not given", None
+    )
     every_window: bool = flag("also judge every segment of the test units, not the last alone", False)
     seed: int = flag("that the model was trained with: decides which units a table holds out", 0)
 
@@ -158,7 +160,7 @@ def evaluate_checkpoint(options: EvalOptions, data: DataOptions) -> dict[str, fl
         console.print(
             f"every one of {every['segments']} segments: RMSE {every['rmse']:.2f} capped, {every['rmse_raw']:.2f} raw"
         )
-    folder = Path(options.output_dir or options.model)
+    folder = Path(options.output_dir or Path(options.model) / f"eval-{data.name}")  # what training wrote stays
     write_json(folder / "metrics.json", metrics)
     plot_predictions(result, folder / "predicted.png", data.name)
     console.print(f"{folder / 'metrics.json'}, {folder / 'predicted.png'}", soft_wrap=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 import yaml
+from filelock import FileLock
 from optuna.trial import FrozenTrial, Trial
 from papercore.lab.cli import flag
 from papercore.lab.files import write_json, write_text
@@ -107,7 +108,8 @@ def tune(data: DataOptions, config: ECLSTMConfig, options: TuneOptions) -> dict[
     print_table("configurations x epochs", ["bracket", *(f"rung {i}" for i in range(len(plan[0])))], rows)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = options.storage or f"sqlite:///{folder / 'tune.db'}"
-    study = optuna.create_study(study_name=f"eclstm-{folder.name}", storage=storage, load_if_exists=True)
+    with FileLock(folder / "lock"):  # workers that start together would each make the tables
+        study = optuna.create_study(study_name=f"eclstm-{folder.name}", storage=storage, load_if_exists=True)
     training, test = load(data, config.seed)
 
     def train(chosen: dict[str, Any], epochs: int, work: Path) -> ECLSTMTrainer:
@@ -151,10 +153,10 @@ def tune(data: DataOptions, config: ECLSTMConfig, options: TuneOptions) -> dict[
         )
     chosen = best.user_attrs["options"]
     work = folder / f"bracket-{best.user_attrs['bracket']}-{best.user_attrs['configuration']}"
-    train(chosen, options.max_epochs, work).save_model(str(folder / "best"))
-    write_text(
-        folder / "best.yaml", yaml.safe_dump({**chosen, "num_train_epochs": options.max_epochs}, sort_keys=False)
-    )
+    flags = {**chosen, "num_train_epochs": options.max_epochs, "patience": options.max_epochs}
+    with FileLock(work / "lock"):  # all workers end here
+        train(chosen, options.max_epochs, work).save_model(str(folder / "best"))
+    write_text(folder / "best.yaml", yaml.safe_dump(flags, sort_keys=False))
     result = evaluate(load_model(str(folder / "best")), test)
     metrics = {**result.metrics, "validation_rmse": float(best.value or 0), "evaluations": len(study.trials)}
     write_json(folder / "metrics.json", metrics)
