@@ -1,0 +1,12 @@
+from .divergences import generalized_jsd as generalized_jsd
+from .divergences import js as js
+from .divergences import kl as kl
+from .divergences import reverse_kl as reverse_kl
+from .divergences import sample_l1 as sample_l1
+from .divergences import sample_sinkhorn as sample_sinkhorn
+from .divergences import tvd as tvd
+from .loss import SinKDLoss as SinKDLoss
+from .loss import SinKDOutput as SinKDOutput
+from .tokens import select_token_logits as select_token_logits
+from .trainer import SinKDConfig as SinKDConfig
+from .trainer import SinKDTrainer as SinKDTrainer
