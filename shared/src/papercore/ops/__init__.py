@@ -1,5 +1,27 @@
 """Tensor operations that more than one paper needs; torch only."""
 
-from papercore.ops.device import autocast_dtype, peak_memory, pick_device, seed_everything
+from papercore.ops.device import autocast_dtype, full_precision, peak_memory, pick_device, seed_everything
+from papercore.ops.distributed import gather_features
+from papercore.ops.pairwise import pairwise_lp
+from papercore.ops.transport import (
+    SinkhornResult,
+    balanced_assignment,
+    sinkhorn,
+    sinkhorn_cost,
+    sinkhorn_divergence,
+)
 
-__all__ = ["autocast_dtype", "peak_memory", "pick_device", "seed_everything"]
+__all__ = [
+    "SinkhornResult",
+    "autocast_dtype",
+    "balanced_assignment",
+    "full_precision",
+    "gather_features",
+    "pairwise_lp",
+    "peak_memory",
+    "pick_device",
+    "seed_everything",
+    "sinkhorn",
+    "sinkhorn_cost",
+    "sinkhorn_divergence",
+]

@@ -84,3 +84,21 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Matrix products of float32 in float32 inside the block, whatever the user allows outside (TF32, bfloat16).
+
+    >>> with full_precision():
+    ...     _ = torch.ones(2, 2) @ torch.ones(2, 2)
+    """
+    if torch.compiler.is_compiling() or torch.get_float32_matmul_precision() == "highest":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
