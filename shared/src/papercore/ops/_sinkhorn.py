@@ -124,10 +124,9 @@ def _scaling_gradient(
     with full_precision():
         for t in reversed(range(len(schedule))):
             right.append(beta * column_slopes[t])
-            alpha = alpha + us[t] * _times(matrix, right[-1])
-            left.append(alpha * row_slopes[t])
+            passed = us[t] * _times(matrix, right[-1])
+            left.append((passed if left else passed + alpha) * row_slopes[t])
             beta = vs[t] * _times(matrix.mT, left[-1])
-            alpha = 0.0
         factors = torch.cat([rows.flip(0), -_history(left)]), torch.cat([_history(right), columns[:-1].flip(0)])
         terms = factors[0].permute(1, 2, 0) @ factors[1].transpose(0, 1)
     terms *= kernel  # in place: at some hundred rows, new memory costs more than arithmetic
