@@ -1,8 +1,8 @@
 """Time and memory of the Sinkhorn term, forward and backward: ours, the eager loop, POT, geomloss.
 
 All of them in one process, in turn, round after round, so that a machine whose speed drifts treats them alike: quote the ratios.
-Each does 20 iterations at eps 0.1 between clouds of softmax outputs, L1 cost, and differentiates the transport cost (POT and geomloss:
-their own value) with respect to the student's outputs. geomloss chooses its own number of iterations; scaling=0.9 is near 20.
+Each does 20 iterations at eps 0.1 between clouds of softmax outputs, L1 cost, and differentiates the transport cost (geomloss: its
+own value) with respect to the student's outputs. geomloss chooses its own number of iterations; scaling=0.9 is near 20.
 
     uv run --group peers python packages/sinkd/benchmarks/sinkhorn.py [--sizes 16x2 64x3 256x3] [--rounds 15] [--batched 1024x32]
 """
@@ -20,7 +20,9 @@ import torch
 from papercore.lab.report import markdown_table
 from papercore.lab.study import machine, versions
 from papercore.ops import peak_memory, pick_device, sinkhorn, sinkhorn_cost
+from sinkd import SinKDLoss
 from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification
 
 EPS, ITERATIONS = 0.1, 20
 
@@ -46,7 +48,13 @@ def pot(p: Tensor, q: Tensor) -> Tensor:
 
 def _geomloss() -> Callable[[Tensor, Tensor], Tensor]:
     return geomloss.SamplesLoss(
-        "sinkhorn", p=1, blur=EPS, scaling=0.9, debias=False, backend="tensorized", cost=lambda x, y: torch.cdist(x, y, 1)
+        "sinkhorn",
+        p=1,
+        blur=EPS,
+        scaling=0.9,
+        debias=False,
+        backend="tensorized",
+        cost=lambda x, y: torch.cdist(x, y, 1),
     )
 
 
@@ -82,7 +90,9 @@ def compare(sizes: list[str], rounds: int) -> None:
         student, teacher = (torch.randn(b, classes, generator=generator).mul(2).softmax(1).to(device) for _ in range(2))
         student.requires_grad_()
 
-        def step(term: Callable[[Tensor, Tensor], Tensor], x: Tensor = student, y: Tensor = teacher) -> Callable[[], None]:
+        def step(
+            term: Callable[[Tensor, Tensor], Tensor], x: Tensor = student, y: Tensor = teacher
+        ) -> Callable[[], None]:
             return lambda: torch.autograd.grad(term(x, y), x)[0].sum() and None
 
         contestants = {name: step(term) for name, term in terms.items()}
@@ -100,14 +110,22 @@ def compare(sizes: list[str], rounds: int) -> None:
         )
         print(rows[-1], flush=True)
     peers = list(terms)[1:]
-    columns = ["b x C", "ours, ms", *(f"{n} / ours" for n in peers), "ours, MiB", *(f"{n} / ours, memory" for n in peers)]
+    columns = [
+        "b x C",
+        "ours, ms",
+        *(f"{n} / ours" for n in peers),
+        "ours, MiB",
+        *(f"{n} / ours, memory" for n in peers),
+    ]
     print(markdown_table(columns, rows))
 
 
 def batched(size: str, rounds: int) -> None:
     """Many small problems at once, against POT's batched solver."""
     problems, b = map(int, size.split("x"))
-    cost = (torch.rand(problems, b, b, generator=torch.Generator().manual_seed(0)) * 2).to(pick_device()).requires_grad_()
+    cost = (
+        (torch.rand(problems, b, b, generator=torch.Generator().manual_seed(0)) * 2).to(pick_device()).requires_grad_()
+    )
 
     def us() -> None:
         result = sinkhorn(cost, eps=EPS, n_iters=ITERATIONS, cost_max=2.0, check=False)
@@ -119,12 +137,44 @@ def batched(size: str, rounds: int) -> None:
 
     times = median_times({"ours": us, "POT, batched": them}, rounds)
     ratio = times["POT, batched"] / times["ours"]
-    print(f"{problems} problems of {b} x {b}: ours {1e3 * times['ours']:.1f} ms, POT solve_batch(envelope) / ours {ratio:.2f}")
+    print(
+        f"{problems} problems of {b} x {b}: ours {1e3 * times['ours']:.1f} ms, POT solve_batch(envelope) / ours {ratio:.2f}"
+    )
+
+
+def overhead(batch: int, classes: int, length: int) -> None:
+    """The Sinkhorn term's share of a training step of BERT-base: both timed on their own, since their difference is noise."""
+    device = pick_device()
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(num_labels=classes)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-5, fused=True)
+    tokens = torch.randint(1000, 30000, (batch, length), device=device)
+    labels = torch.randint(classes, (batch,), device=device)
+    logits, teacher = (torch.randn(batch, classes, device=device) for _ in range(2))
+    logits.requires_grad_()
+    without, full = SinKDLoss(beta=0.0), SinKDLoss()
+
+    def step() -> None:
+        without(model(tokens).logits, teacher, labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def loss(criterion: SinKDLoss) -> Callable[[], None]:
+        return lambda: torch.autograd.grad(criterion(logits, teacher, labels).loss, logits) and None
+
+    times = median_times({"step": step, "without": loss(without), "full": loss(full)}, 5)
+    extra = times["full"] - times["without"]
+    print(
+        f"BERT-base, batch {batch}, {length} tokens, {classes} classes: step {1e3 * times['step']:.0f} ms without Sinkhorn term, "
+        f"which takes {1e3 * extra:.2f} ms: {100 * extra / times['step']:.2f} %"
+    )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sizes", nargs="*", default="16x2 64x3 256x3 32x1000 1024x8 4096x2 64x32000".split())
+    parser.add_argument(
+        "--sizes", nargs="*", default=["16x2", "64x3", "256x3", "32x1000", "1024x8", "4096x2", "64x32000"]
+    )
     parser.add_argument("--batched", nargs="*", default=["1024x32"])
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args()
@@ -133,3 +183,4 @@ if __name__ == "__main__":
     compare(options.sizes, options.rounds)
     for each in options.batched:
         batched(each, options.rounds)
+    overhead(32, 3, 128)

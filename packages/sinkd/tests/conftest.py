@@ -17,7 +17,9 @@ def tokenizer():
 def examples():
     """40 texts of two classes that a word tells apart."""
     texts = [f"{TEXTS[i % 5]} number {i}" for i in range(40)]
-    return Examples(generic("toy", ("file", "error")), texts, None, [int("error" in text) for text in texts], list(range(40)))
+    return Examples(
+        generic("toy", ("file", "error")), texts, None, [int("error" in text) for text in texts], list(range(40))
+    )
 
 
 @pytest.fixture

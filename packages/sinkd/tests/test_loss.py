@@ -591,9 +591,9 @@ from torch.testing import assert_close
 torch.manual_seed(0)
 student, teacher, labels = torch.randn(16, 3, requires_grad=True), torch.randn(16, 3), torch.randint(3, (16,))
 labels[3] = -100
-for options in ({}, {"sinkhorn": "sample"}, {"debias": True}, {"kd": "js", "reduction": "sum"}):
-    criterion = SinKDLoss(**options, check=False)
-    out = torch.compile(criterion, fullgraph=True, backend="aot_eager")(student, teacher, labels)
+for options in ({}, {"sinkhorn": "sample"}, {"debias": True, "kd": "js", "reduction": "sum"}):
+    criterion = SinKDLoss(**options, n_iters=2, check=False)
+    out = torch.compile(criterion, fullgraph=True, backend="eager")(student, teacher, labels)
     expected = criterion(student, teacher, labels)
     assert_close(tuple(out), tuple(expected))
     assert_close(*(torch.autograd.grad(loss, student)[0] for loss in (out.loss, expected.loss)))

@@ -25,7 +25,12 @@ def train(tokenizer, examples, config):
         own = dataclasses.replace(config, **changes)
         rows = encode_texts(examples, tokenizer, 32) if rows is None else rows
         trainer = SinKDTrainer(
-            model, teacher, own, train_dataset=rows, data_collator=collator or Collator(tokenizer), processing_class=tokenizer
+            model,
+            teacher,
+            own,
+            train_dataset=rows,
+            data_collator=collator or Collator(tokenizer),
+            processing_class=tokenizer,
         )
         trainer.train(resume_from_checkpoint=resume)
         return trainer
@@ -107,9 +112,7 @@ def test_temperature_anneals_by_epoch(train, make_model, monkeypatch):
 def test_killed_and_resumed_gives_the_same_student(train, make_model, tmp_path, config):
     options = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": None}
     whole = train(make_model(), make_model(seed=1), **options)
-    again = train(
-        make_model(seed=5), make_model(seed=1), resume=f"{config.output_dir}/checkpoint-6", **options
-    )
+    again = train(make_model(seed=5), make_model(seed=1), resume=f"{config.output_dir}/checkpoint-6", **options)
     assert same(weights(whole.model), weights(again.model))
 
 
@@ -153,7 +156,9 @@ def test_regression(train, make_model, examples, tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder-decoder"])
-@pytest.mark.parametrize("changes", [{}, {"granularity": "sequence"}, {"topk": 5, "max_rows": 20}, {"granularity": "first_token"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"granularity": "sequence"}, {"topk": 5, "max_rows": 20}, {"granularity": "first_token"}]
+)
 def test_language_models(kind, changes, train, make_model, examples, tokenizer):
     rows = encode_language(examples.first, tokenizer, 32)
     trainer = train(make_model(kind), make_model(kind, seed=1, layers=2), rows=rows, num_train_epochs=1, **changes)
@@ -164,7 +169,9 @@ def test_language_models(kind, changes, train, make_model, examples, tokenizer):
 
 def test_language_loss_is_the_sum_of_its_terms(train, make_model, examples, tokenizer):
     rows = encode_language(examples.first, tokenizer, 32)
-    trainer = train(make_model("decoder"), make_model("decoder", seed=1), rows=rows, alpha=0.25, beta=0.5, max_rows=None)
+    trainer = train(
+        make_model("decoder"), make_model("decoder", seed=1), rows=rows, alpha=0.25, beta=0.5, max_rows=None
+    )
     row = next(row for row in trainer.state.log_history if "kd" in row)
     assert row["loss"] == pytest.approx(0.75 * row["ce"] + 0.25 * row["kd"] + 0.5 * row["sinkhorn"], rel=1e-3)
 

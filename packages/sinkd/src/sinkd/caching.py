@@ -10,7 +10,7 @@ from papercore.lab.report import console
 
 from sinkd.encode import fingerprint
 from sinkd.inference import logits_of
-from sinkd.models import ModelOptions, load_model, load_tokenizer
+from sinkd.models import ModelOptions, load_model
 from sinkd.readers import DataOptions
 from sinkd.teacher_cache import TeacherCache
 from sinkd.train import Setting, TrainOptions, prepare
@@ -24,7 +24,9 @@ class CacheOptions:
     teacher: str = flag("folder or Hub name of the fine-tuned teacher")
     cache: str = flag("folder to write")
     student: str | None = flag("folder or Hub name of the students, if their tokenizer is another one", None)
-    architecture: str | None = flag("encoder, encoder-decoder or decoder; what the teacher's config says if not given", None)
+    architecture: str | None = flag(
+        "encoder, encoder-decoder or decoder; what the teacher's config says if not given", None
+    )
     topk: int | None = flag("keep the k largest logits of each row and the mass of the rest", None)
     dtype: str = flag("float16, bfloat16 or float32", "float16")
 

@@ -42,7 +42,9 @@ def encode_prompts(
         if architecture == "encoder-decoder":
             target = [*target, tokenizer.eos_token_id]
         if len(target) >= max_length:
-            raise ValueError(f"the answer {str(prompt.target)[:40]!r} has {len(target)} tokens: max_length must be more")
+            raise ValueError(
+                f"the answer {str(prompt.target)[:40]!r} has {len(target)} tokens: max_length must be more"
+            )
         if architecture == "encoder-decoder":
             rows.append({"input_ids": source[-max_length:], "labels": target})
         else:
@@ -78,7 +80,9 @@ def with_teacher_inputs(rows: Features, teacher_rows: Features) -> Features:
 class Collator:
     """Pads a batch; ``teacher_inputs`` are padded by the teacher's tokenizer; labels of tokens by -100."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
         self.tokenizer, self.teacher_tokenizer = tokenizer, teacher_tokenizer
 
     def __call__(self, rows: Features) -> dict[str, Any]:

@@ -25,12 +25,18 @@ from sinkd.tasks import Examples, Task
 
 
 def class_logits(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int, batch_size: int = 128
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    max_length: int,
+    batch_size: int = 128,
 ) -> NDArray[np.float32]:
     """(examples, classes) of a classifier, (examples, 1) of a regressor."""
     rows = encode_texts(examples, tokenizer, max_length)
     rows = [{k: v for k, v in row.items() if k != "labels"} for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))  # batches of like lengths need little padding
+    order = sorted(
+        range(len(rows)), key=lambda i: len(rows[i]["input_ids"])
+    )  # batches of like lengths need little padding
     parts = [row for batch in logits_of(model, tokenizer, [rows[i] for i in order], batch_size) for row in batch]
     logits = torch.cat(parts).numpy()
     result = np.empty_like(logits)
@@ -40,7 +46,11 @@ def class_logits(
 
 @torch.inference_mode()
 def choice_scores(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompted: list[Prompted], max_length: int, batch_size: int = 32
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompted: list[Prompted],
+    max_length: int,
+    batch_size: int = 32,
 ) -> NDArray[np.float32]:
     """(prompts, choices): the sum of the log-probabilities of each choice's tokens (rank classification; T0's evaluation).
 
@@ -119,7 +129,9 @@ class EvalOptions:
     """What to evaluate."""
 
     model: str = flag("folder that `sinkd train` wrote, or any folder or Hub name of a model for this task")
-    teacher: str | None = flag("teacher of it: also print how often both choose the same class, and how far outputs are", None)
+    teacher: str | None = flag(
+        "teacher of it: also print how often both choose the same class, and how far outputs are", None
+    )
     architecture: str | None = flag("encoder, encoder-decoder or decoder; what the config says if not given", None)
     submission: bool = flag("write predictions of the unlabelled test file in GLUE's submission format", False)
     output_dir: str | None = flag("where metrics.json goes; eval-DATA in the model's folder if not given", None)
@@ -130,7 +142,9 @@ def evaluate_checkpoint(options: EvalOptions, data: DataOptions) -> dict[str, fl
     """The verb ``eval``: a table and metrics.json."""
     config = AutoConfig.from_pretrained(options.model) if Path(options.model).is_dir() else None
     if config is None and (Path(options.model).parent.is_dir() or options.model.count("/") != 1):
-        raise FileNotFoundError(f"{options.model}: no such folder; expected one that `sinkd train` wrote, or a Hub name")
+        raise FileNotFoundError(
+            f"{options.model}: no such folder; expected one that `sinkd train` wrote, or a Hub name"
+        )
     config = config or AutoConfig.from_pretrained(options.model)
     splits = load(data, options.seed)
     record = read_record(options.model)

@@ -25,7 +25,7 @@ def logits_of(
     """For each batch of rows the logits of each: (1, classes), or (predicted tokens, vocabulary) of a language model."""
     architecture = architecture_of(model)
     device = pick_device()
-    model.to(device).eval()
+    model.eval().to(device)
     collate = Collator(tokenizer)
     for first in tqdm(range(start, len(rows), batch_size), desc="teacher", unit="batch", disable=len(rows) < 5000):
         batch: dict[str, Any] = collate([{**row} for row in rows[first : first + batch_size]])

@@ -51,8 +51,8 @@ class SinKDLoss(nn.Module):
     P is exp(-D / eps) after ``n_iters`` normalisations of rows, then columns, to sum 1: the cloud of the student's outputs is
     carried onto the cloud of the teacher's. S sees sets, so it does not tie a sample to its label (permuting the student's rows
     leaves it as it is): keep one of the other two terms. It also has an entropic bias: where student and teacher agree it is not
-    0, and pulls near predictions together (``debias`` removes that). Its cost lives in probabilities: where both are saturated its
-    gradient vanishes. The cloud is the batch of one call, on one device unless ``gather``; gradient accumulation does not
+    0, and pulls near predictions together (``debias`` removes that). Its cost lives in probabilities: where both are saturated
+    its gradient vanishes. The cloud is the batch of one call, on one device unless ``gather``; gradient accumulation does not
     enlarge it.
 
     Args:

@@ -45,8 +45,12 @@ class ModelOptions:
     teacher_learning_rate: float | None = flag("learning rate of that; learning_rate if not given", None)
     student: str | None = flag("folder or Hub name the student starts from; the teacher if not given", None)
     student_layers: int | None = flag("keep only so many of its first layers (paper: 6 of BERT-base's 12)", None)
-    student_init: str = flag("pretrained, or copy: then take over all tensors that the fine-tuned teacher has, too", "pretrained")
-    architecture: str | None = flag("encoder, encoder-decoder or decoder; what the student's config says if not given", None)
+    student_init: str = flag(
+        "pretrained, or copy: then take over all tensors that the fine-tuned teacher has, too", "pretrained"
+    )
+    architecture: str | None = flag(
+        "encoder, encoder-decoder or decoder; what the student's config says if not given", None
+    )
     teacher_cache: str | None = flag("folder that `sinkd cache-teacher` wrote, instead of running the teacher", None)
 
     def __post_init__(self) -> None:
@@ -59,7 +63,7 @@ class ModelOptions:
 
 
 def architecture_of(model: PreTrainedModel | PreTrainedConfig) -> str:
-    """"encoder", "encoder-decoder" or "decoder", as a model's class or its config tells."""
+    """ "encoder", "encoder-decoder" or "decoder", as a model's class or its config tells."""
     config = model.config if isinstance(model, PreTrainedModel) else model
     names = [type(model).__name__] if isinstance(model, PreTrainedModel) else config.architectures or []
     if any(name.endswith("ForSequenceClassification") for name in names):
@@ -87,21 +91,30 @@ def load_model(name: str, architecture: str, task: Task, layers: int | None = No
     config = AutoConfig.from_pretrained(name)
     if architecture == "encoder":
         check_labels(name, config, task)
-        labels = {} if task.labels is None else {"id2label": dict(enumerate(task.labels))}
-        labels |= {} if task.labels is None else {"label2id": {label: i for i, label in enumerate(task.labels)}}
+        labels: dict[str, Any] = {}
+        if task.labels is not None:
+            labels = {"id2label": dict(enumerate(task.labels)), "label2id": {n: i for i, n in enumerate(task.labels)}}
         config = AutoConfig.from_pretrained(name, num_labels=1 if task.labels is None else len(task.labels), **labels)
     if layers is not None:
         cut_layers(config, layers, name)
     return AUTO[architecture].from_pretrained(name, config=config, dtype=torch.float32)
 
 
+def label_names(config: PreTrainedConfig) -> list[str]:
+    """In the order of the classes."""
+    names: dict[Any, Any] = dict(config.id2label or {})
+    return [str(names[i]) for i in sorted(names)]
+
+
 def check_labels(name: str, config: PreTrainedConfig, task: Task) -> None:
     """A classifier that was fine-tuned for other labels, or the same in another order, is no teacher for this task."""
-    theirs = [config.id2label[i] for i in sorted(config.id2label)]
-    named = not all(str(label).startswith("LABEL_") for label in theirs)
+    theirs = label_names(config)
+    named = not all(label.startswith("LABEL_") for label in theirs)
     fine_tuned = any(n.endswith("ForSequenceClassification") for n in config.architectures or [])
     if fine_tuned and named and task.labels is not None and theirs != list(task.labels):
-        pairs = ", ".join(f"{i}: {a!r} / {b!r}" for i, (a, b) in enumerate(zip(theirs, task.labels, strict=False)) if a != b)
+        pairs = ", ".join(
+            f"{i}: {a!r} / {b!r}" for i, (a, b) in enumerate(zip(theirs, task.labels, strict=False)) if a != b
+        )
         raise ValueError(
             f"{name} has {len(theirs)} labels, {task.name} has {len(task.labels)}; they differ in {pairs or 'number'}: "
             "reorder or fine-tune it for this task"
@@ -125,9 +138,11 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, architecture:
             )
         return
     if student.config.num_labels != teacher.config.num_labels:
-        raise ValueError(f"the student has {student.config.num_labels} classes, the teacher {teacher.config.num_labels}")
-    pairs = [(student.config.id2label[i], teacher.config.id2label[i]) for i in range(student.config.num_labels)]
-    named = not any(str(label).startswith("LABEL_") for pair in pairs for label in pair)
+        raise ValueError(
+            f"the student has {student.config.num_labels} classes, the teacher {teacher.config.num_labels}"
+        )
+    pairs = list(zip(label_names(student.config), label_names(teacher.config), strict=True))
+    named = not any(label.startswith("LABEL_") for pair in pairs for label in pair)
     if named and any(ours != label for ours, label in pairs):
         different = ", ".join(f"{i}: {a!r} / {b!r}" for i, (a, b) in enumerate(pairs) if a != b)
         raise ValueError(f"student and teacher name their labels differently ({different}): give them one order")
@@ -171,7 +186,7 @@ def from_scratch(
         "bos_token_id": tokenizer.bos_token_id,
     }
     if architecture == "encoder":
-        config: PreTrainedConfig = BertConfig(
+        config: PreTrainedConfig = BertConfig(  # type: ignore[call-arg]
             hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=heads,
             max_position_embeddings=512, num_labels=1 if task.labels is None else len(task.labels), **tokens,
         )  # fmt: skip
@@ -179,7 +194,7 @@ def from_scratch(
             config.id2label = dict(enumerate(task.labels))
             config.label2id = {label: i for i, label in enumerate(task.labels)}
     elif architecture == "encoder-decoder":
-        config = T5Config(
+        config = T5Config(  # type: ignore[call-arg]
             d_model=width, d_kv=width // heads, d_ff=4 * width, num_layers=layers, num_heads=heads,
             decoder_start_token_id=tokenizer.pad_token_id, **tokens,
         )  # fmt: skip

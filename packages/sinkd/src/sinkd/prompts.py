@@ -77,7 +77,9 @@ class Prompt:
                     f"{{choice1}} to {{choice{len(self.choices) or 'N'}}}"
                 )
         if not {"first", "second"} & set(names):
-            raise ValueError(f"template {self.template!r} has neither {{first}} nor {{second}}: every prompt would be the same")
+            raise ValueError(
+                f"template {self.template!r} has neither {{first}} nor {{second}}: every prompt would be the same"
+            )
 
 
 def prompt_for(task: Task, template: str | None = None) -> Prompt:
@@ -101,7 +103,9 @@ def prompt_for(task: Task, template: str | None = None) -> Prompt:
             choices = task.labels
     prompt = Prompt(default if template is None else template.replace(r"\n", "\n"), choices)
     if not task.pair and "{second" in prompt.template:
-        raise ValueError(f"template {prompt.template!r}: {{second}} is unknown; {task.name} has single texts, {{first}}")
+        raise ValueError(
+            f"template {prompt.template!r}: {{second}} is unknown; {task.name} has single texts, {{first}}"
+        )
     return prompt
 
 

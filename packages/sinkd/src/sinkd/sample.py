@@ -69,7 +69,9 @@ def _corpus() -> tuple[tuple[str, int], ...]:
 
 def _paragraphs(modules: Sequence[str]) -> Iterator[str]:
     library = Path(sysconfig.get_path("stdlib"))
-    files = [file for m in modules for file in (library / f"{m}.py", *sorted((library / m).rglob("*.py"))) if file.exists()]
+    files = [
+        file for m in modules for file in (library / f"{m}.py", *sorted((library / m).rglob("*.py"))) if file.exists()
+    ]
     if not files:
         raise FileNotFoundError(f"{library}: no sources of {', '.join(modules)}, which the sample is made of")
     names = "|".join(module.strip("_") for module in modules)

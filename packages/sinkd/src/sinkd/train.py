@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
 from papercore.lab.cli import flag
 from papercore.lab.files import write_json
 from papercore.lab.report import console, print_table
 from papercore.lab.training import resumable
 from papercore.ops import seed_everything
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sinkd.encode import (
     Collator,
@@ -40,8 +41,12 @@ class TrainOptions:
     """What is learnt from the texts, and what it is compared with."""
 
     objective: str = flag("classify the texts, or language: learn a decoder to predict them", "classify")
-    prompt: str | None = flag("language models: template with {first}, {second}, ...; the task's own if not given", None)
-    compare: bool | None = flag("also train the student alone and with KD alone; if not given: on the sample only", None)
+    prompt: str | None = flag(
+        "language models: template with {first}, {second}, ...; the task's own if not given", None
+    )
+    compare: bool | None = flag(
+        "also train the student alone and with KD alone; if not given: on the sample only", None
+    )
 
     def __post_init__(self) -> None:
         if self.objective not in ("classify", "language"):
@@ -76,6 +81,12 @@ class Setting:
         assert self.prompt is not None
         return encode_prompts(render(self.splits.train, self.prompt), tokenizer, self.max_length, self.architecture)
 
+    def answer_ids(self) -> list[int]:
+        """The first token of each answer of the prompt."""
+        assert self.prompt is not None
+        firsts = [self.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in self.prompt.choices]
+        return list(dict.fromkeys(firsts))
+
     def judge(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
         """Metrics on the test split, and the logits behind them."""
         return judge(model, tokenizer, self.splits.test, self.max_length, self.objective, self.prompt)
@@ -83,8 +94,7 @@ class Setting:
 
 def prepare(data: DataOptions, models: ModelOptions, options: TrainOptions, config: SinKDConfig) -> Setting:
     """Read the data, settle on an architecture, load the tokenizers."""
-    from transformers import AutoConfig
-
+    transformers.utils.logging.disable_progress_bar()  # of weights read and written: milliseconds
     splits = load(data, config.seed)
     teacher, student = models.teacher, models.student or models.teacher
     if student is None and data.data != "sample" and models.teacher_cache is None:
@@ -99,7 +109,9 @@ def prepare(data: DataOptions, models: ModelOptions, options: TrainOptions, conf
     if theirs is not None and theirs.get_vocab() == tokenizer.get_vocab():
         theirs = None
     if theirs is not None and architecture != "encoder":
-        raise ValueError("teacher and student must share the vocabulary: a language model's outputs are compared token by token")
+        raise ValueError(
+            "teacher and student must share the vocabulary: a language model's outputs are compared token by token"
+        )
     prompt = None
     if architecture != "encoder" and options.objective == "classify":
         prompt = default_prompt(splits.train.task)
@@ -127,7 +139,9 @@ def fit_teacher(setting: Setting, models: ModelOptions, config: SinKDConfig) -> 
     return run(model, None, setting, own, tokenizer, setting.encode(tokenizer)).model
 
 
-def new_student(setting: Setting, models: ModelOptions, config: SinKDConfig, teacher: PreTrainedModel | None) -> PreTrainedModel:
+def new_student(
+    setting: Setting, models: ModelOptions, config: SinKDConfig, teacher: PreTrainedModel | None
+) -> PreTrainedModel:
     """The student before training, the same for each loss."""
     seed_everything(config.seed)
     task, name = setting.splits.train.task, models.student or models.teacher
@@ -152,13 +166,14 @@ def run(
 ) -> SinKDTrainer:
     """Train, or go on with training, in ``config.output_dir``."""
     checkpoint = resumable(str(config.output_dir), config, *record)
-    cached = isinstance(teacher, TeacherCache)
+    live, cache = (None, teacher) if isinstance(teacher, TeacherCache) else (teacher, None)
     trainer = SinKDTrainer(
         model,
-        None if cached else teacher,
+        live,
         config,
-        teacher_cache=teacher if cached else None,
-        train_dataset=numbered(rows) if cached else rows,
+        teacher_cache=cache,
+        vocab_ids=setting.answer_ids() if config.answers_only else None,
+        train_dataset=rows if cache is None else numbered(rows),
         processing_class=tokenizer,
         data_collator=Collator(tokenizer, setting.teacher_tokenizer),
     )
@@ -166,11 +181,15 @@ def run(
     if trainer.is_world_process_zero():
         trainer.save_model(str(config.output_dir))
         prompt = None if setting.prompt is None else dataclasses.asdict(setting.prompt)
-        write_record(Path(str(config.output_dir)), objective=setting.objective, prompt=prompt, max_length=setting.max_length)
+        write_record(
+            Path(str(config.output_dir)), objective=setting.objective, prompt=prompt, max_length=setting.max_length
+        )
     return trainer
 
 
-def train(data: DataOptions, models: ModelOptions, options: TrainOptions, config: SinKDConfig) -> dict[str, dict[str, float]]:
+def train(
+    data: DataOptions, models: ModelOptions, options: TrainOptions, config: SinKDConfig
+) -> dict[str, dict[str, float]]:
     """The verb ``train``: fit, save, judge on the test split, and draw."""
     config.output_dir = config.output_dir or f"runs/sinkd-{Path(data.data).name.split('.')[0] or 'data'}"
     folder = Path(config.output_dir)
@@ -205,7 +224,9 @@ def train(data: DataOptions, models: ModelOptions, options: TrainOptions, config
         write_json(folder / "metrics.json", results)
         columns = list(dict.fromkeys(name for metrics in results.values() for name in metrics))
         table = [[arm, *(f"{m[c]:.4f}" if c in m else "" for c in columns)] for arm, m in results.items()]
-        print_table(f"{setting.splits.test.task.name}, {len(setting.splits.test)} test rows", ["model", *columns], table)
+        print_table(
+            f"{setting.splits.test.task.name}, {len(setting.splits.test)} test rows", ["model", *columns], table
+        )
         plot_training(histories, results, folder / "training.png")
         console.print(f"checkpoint {folder}, plot {folder / 'training.png'}", soft_wrap=True)
     return results

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,8 @@ class SinKDConfig(TrainingArguments):
     """Loss and training of one student. The loss is (1 - alpha) CE + alpha KD + beta scale Sinkhorn."""
 
     preset: str | None = flag(
-        "weights of the authors' code for cola, mnli, mrpc, qnli, qqp, rte, sst2 or t0, instead of the flags of the loss", None
+        "weights of the authors' code for cola, mnli, mrpc, qnli, qqp, rte, sst2 or t0, instead of the flags of the loss",
+        None,
     )
     alpha: float = flag("weight of the sample-wise KD term, 0 to 1 (authors: 0.8 to 1)", 0.9)
     beta: float = flag("weight of the Sinkhorn term; 0: none (authors: 0.8, times a scale of 0.001, on the sum)", 0.8)
@@ -46,11 +47,15 @@ class SinKDConfig(TrainingArguments):
     answers_only: bool = flag("language models: compare only the first tokens of the prompt's choices", False)
     allow_vocab_truncation: bool = flag("language models: leave out columns that one of the two models lacks", False)
     max_length: int = flag("tokens of a text, longer ones are cut (authors: 128)", 128)
-    log_gradient_ratio: bool = flag("log the Sinkhorn term's gradient relative to the rest's; costs two backward steps", False)
+    log_gradient_ratio: bool = flag(
+        "log the Sinkhorn term's gradient relative to the rest's; costs two backward steps", False
+    )
 
     output_dir: str | None = flag("folder of checkpoints and results; runs/sinkd-DATA if not given", "")
     num_train_epochs: float = flag("epochs (authors: 2 to 20)", 3)
-    per_device_train_batch_size: int = flag("texts in a step, on each device: the rows of a cloud (authors: 16 or 32)", 32)
+    per_device_train_batch_size: int = flag(
+        "texts in a step, on each device: the rows of a cloud (authors: 16 or 32)", 32
+    )
     per_device_eval_batch_size: int = flag("texts in an evaluation step", 128)
     learning_rate: float = flag("of AdamW (authors: 2e-5 to 5e-5)", 5e-5)
     weight_decay: float = flag("of AdamW (authors: 0)", 0.0)
@@ -105,6 +110,8 @@ class SinKDTrainer(ModuleTrainer):
         ValueError: if student and teacher differ in kind, labels or vocabulary.
     """
 
+    args: SinKDConfig
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -122,11 +129,12 @@ class SinKDTrainer(ModuleTrainer):
         # The mean over all of a step's rows, however they are spread over micro-batches.
         self.model_accepts_loss_kwargs = True
         if isinstance(teacher, str):
-            teacher = AUTO[self.architecture].from_pretrained(teacher)
+            teacher = cast(PreTrainedModel, AUTO[self.architecture].from_pretrained(teacher))
         if teacher is not None:
             check_pair(model, teacher, self.architecture, args.allow_vocab_truncation)
-            teacher = teacher.to(args.device).eval().requires_grad_(False)
-        self.teacher, self.teacher_cache, self.vocab_ids = teacher, teacher_cache, vocab_ids
+            teacher.eval().requires_grad_(False).to(args.device)
+        self.teacher: PreTrainedModel | None = teacher
+        self.teacher_cache, self.vocab_ids = teacher_cache, vocab_ids
         regression = self.architecture == "encoder" and model.config.num_labels == 1
         self.criterion = args.criterion("regression" if regression else "classification")
         self.ce_weight = self.criterion.ce_weight
@@ -155,7 +163,9 @@ class SinKDTrainer(ModuleTrainer):
             for name, value in parts.items():
                 self.terms.setdefault(name, []).append(value)
             if num_items_in_batch is not None:  # the mean over all rows of a step, however many micro-batches it has
-                counted = labels[..., 1:] if getattr(self, "_loss_shifts_labels", False) else labels  # as the engine counts
+                counted = (
+                    labels[..., 1:] if getattr(self, "_loss_shifts_labels", False) else labels
+                )  # as the engine counts
                 loss = loss * (counted != -100).sum() / num_items_in_batch
                 if self.args.average_tokens_across_devices:
                     loss = loss * self.accelerator.num_processes
@@ -171,18 +181,20 @@ class SinKDTrainer(ModuleTrainer):
     def _distil(
         self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None, mask: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        epochs = self.args.num_train_epochs
+        epochs = max(1, int(self.args.num_train_epochs))
         temperature = self.criterion.kd_temperature_at(min(int(self.state.epoch or 0), epochs - 1), epochs)
         given = student_logits, teacher_logits, labels, mask, temperature
         out = self.criterion(*given)
         parts = {"ce": out.ce, "kd": out.kd, "sinkhorn": out.sinkhorn}
-        if self.args.log_gradient_ratio and self.model.training and self.state.global_step % self.state.logging_steps == 0:
+        if (
+            self.args.log_gradient_ratio
+            and self.model.training
+            and self.state.global_step % self.state.logging_steps == 0
+        ):
             parts["gradient_ratio"] = torch.as_tensor(self.criterion.gradient_ratio(*given))
         return out.loss, parts
 
-    def _distil_tokens(
-        self, outputs: Any, teacher_logits: Tensor, labels: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _distil_tokens(self, outputs: Any, teacher_logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The cross-entropy is the model's own, over its whole vocabulary; the other terms are over what is selected."""
         args = self.args
         chosen = select_token_logits(
@@ -190,7 +202,9 @@ class SinKDTrainer(ModuleTrainer):
             vocab_ids=self.vocab_ids, topk=args.topk, tau=args.tau, max_rows=args.max_rows, generator=self.generator,
             allow_vocab_truncation=args.allow_vocab_truncation,
         )  # fmt: skip
-        golds = None if self.vocab_ids is None else chosen.labels  # rows whose answer is another token teach nothing here
+        golds = (
+            None if self.vocab_ids is None else chosen.labels
+        )  # rows whose answer is another token teach nothing here
         loss, parts = self._distil(chosen.student, chosen.teacher, golds, chosen.mask)
         return loss + self.ce_weight * outputs.loss, {**parts, "ce": outputs.loss.detach()}
 
@@ -204,14 +218,17 @@ class SinKDTrainer(ModuleTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self.terms:
-            logs |= {name: float(torch.stack([v.float().cpu() for v in values]).mean()) for name, values in self.terms.items()}
+            logs |= {
+                name: float(torch.stack([v.float().cpu() for v in values]).mean())
+                for name, values in self.terms.items()
+            }
             self.terms = {}
         super().log(logs, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save and self.processing_class is not None:
-            self.processing_class.save_pretrained(output_dir or self.args.output_dir)
+            self.processing_class.save_pretrained(str(output_dir or self.args.output_dir))
 
 
 def spread(rows: Tensor, labels: Tensor, shift: bool) -> Tensor:
