@@ -1,8 +1,8 @@
 """Time and memory of the Sinkhorn term, forward and backward: ours, the eager loop, POT, geomloss.
 
 All of them in one process, in turn, round after round, so that a machine whose speed drifts treats them alike: quote the ratios.
-Each does 20 iterations at eps 0.1 between clouds of softmax outputs, L1 cost, and differentiates the transport cost (geomloss: its
-own value) with respect to the student's outputs. geomloss chooses its own number of iterations; scaling=0.9 is near 20.
+Each does 20 iterations at eps 0.1 between clouds of softmax outputs, L1 cost, and differentiates the transport cost (geomloss:
+its own value) with respect to the student's outputs. geomloss chooses its own number of iterations; scaling=0.9 is near 20.
 
     uv run --group peers python packages/sinkd/benchmarks/sinkhorn.py [--sizes 16x2 64x3 256x3] [--rounds 15] [--batched 1024x32]
 """

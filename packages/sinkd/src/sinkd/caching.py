@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from papercore.lab.cli import flag
@@ -10,7 +11,7 @@ from papercore.lab.report import console
 
 from sinkd.encode import fingerprint
 from sinkd.inference import logits_of
-from sinkd.models import ModelOptions, load_model
+from sinkd.models import ModelOptions, label_names, load_model
 from sinkd.readers import DataOptions
 from sinkd.teacher_cache import TeacherCache
 from sinkd.train import Setting, TrainOptions, prepare
@@ -51,10 +52,21 @@ def write_cache(setting: Setting, options: CacheOptions) -> TeacherCache:
     if setting.architecture != "encoder":
         skip = 1 if setting.architecture == "decoder" else 0
         counts = [sum(label != -100 for label in row["labels"][skip:]) for row in rows]
-    batches = logits_of(teacher, tokenizer, rows, batch_size=32)
+    if (Path(options.cache) / "meta.json").exists():
+        return TeacherCache.open(options.cache, mark)
+    start = TeacherCache.written(options.cache, mark)  # of an interrupted run
+    batches = logits_of(teacher, tokenizer, rows, batch_size=32, start=start)
+    classes = len(label_names(teacher.config)) if counts is None else teacher.get_output_embeddings().weight.shape[0]
     cache = TeacherCache.write(
-        options.cache, (torch.cat(part) for part in batches), classes=teacher.config.vocab_size if counts else teacher.num_labels,
-        total=sum(counts) if counts else len(rows), dtype=options.dtype, topk=options.topk, fingerprint=mark, row_counts=counts,
-    )  # fmt: skip
+        options.cache,
+        (torch.cat(part) for part in batches),
+        classes=classes,
+        total=len(rows) if counts is None else sum(counts),
+        dtype=options.dtype,
+        topk=options.topk,
+        fingerprint=mark,
+        row_counts=counts,
+        start=start,
+    )
     console.print(f"{options.cache}: {len(rows)} rows", soft_wrap=True)
     return cache

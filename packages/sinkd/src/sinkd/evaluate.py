@@ -151,7 +151,9 @@ def evaluate_checkpoint(options: EvalOptions, data: DataOptions) -> dict[str, fl
     architecture = options.architecture or architecture_of(config)
     task: Task = splits.test.task
     tokenizer, model = load_tokenizer(options.model), load_model(options.model, architecture, task)
-    prompt = None if record["prompt"] is None else Prompt(**record["prompt"])
+    prompt = (
+        None if record["prompt"] is None else Prompt(record["prompt"]["template"], tuple(record["prompt"]["choices"]))
+    )
     metrics, logits = judge(model, tokenizer, splits.test, record["max_length"], record["objective"], prompt)
     for name, examples in splits.extra.items():
         more, _ = judge(model, tokenizer, examples, record["max_length"], record["objective"], prompt)

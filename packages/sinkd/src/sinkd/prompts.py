@@ -85,10 +85,10 @@ class Prompt:
 def prompt_for(task: Task, template: str | None = None) -> Prompt:
     r"""The task's prompt, or ``template`` with its answers; for a task without one of its own, label names as answers.
 
-    In a template of two characters ``\n`` on the command line the pair stands for a new line.
+    A backslash and an n, which is what a command line hands over, stand for a new line.
 
     Raises:
-        ValueError: for a regression task, an unknown placeholder, or {second} where the task has single texts.
+        ValueError: for a regression task or an unknown placeholder.
 
     >>> from sinkd.tasks import generic
     >>> prompt_for(generic("bank", ("lost_card", "top_up")))
@@ -101,12 +101,7 @@ def prompt_for(task: Task, template: str | None = None) -> Prompt:
         choices = tuple(label.replace("_", " ") for label in task.labels)
         if len(set(choices)) < len(choices):
             choices = task.labels
-    prompt = Prompt(default if template is None else template.replace(r"\n", "\n"), choices)
-    if not task.pair and "{second" in prompt.template:
-        raise ValueError(
-            f"template {prompt.template!r}: {{second}} is unknown; {task.name} has single texts, {{first}}"
-        )
-    return prompt
+    return Prompt(default if template is None else template.replace(r"\n", "\n"), choices)
 
 
 def render(examples: Examples, prompt: Prompt) -> list[Prompted]:

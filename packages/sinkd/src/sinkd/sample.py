@@ -76,12 +76,19 @@ def _paragraphs(modules: Sequence[str]) -> Iterator[str]:
         raise FileNotFoundError(f"{library}: no sources of {', '.join(modules)}, which the sample is made of")
     names = "|".join(module.strip("_") for module in modules)
     for file in files:
-        for node in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                paragraph = (ast.get_docstring(node) or "").split("\n\n")[0]
-                text = " ".join(re.sub(rf"\S*({names})\S*", " ", paragraph, flags=re.IGNORECASE).split())
-                if len(text.split()) >= FEWEST_WORDS and ">>>" not in text:
-                    yield text
+        for definition in _definitions(ast.parse(file.read_bytes())):
+            paragraph = (ast.get_docstring(definition) or "").split("\n\n")[0]
+            text = " ".join(re.sub(rf"\S*({names})\S*", " ", paragraph, flags=re.IGNORECASE).split())
+            if len(text.split()) >= FEWEST_WORDS and ">>>" not in text:
+                yield text
+
+
+def _definitions(node: ast.AST) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt):  # the far more numerous expressions define nothing
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                yield child
+            yield from _definitions(child)
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int = 2000) -> PreTrainedTokenizerFast:

@@ -19,7 +19,7 @@ from sinkd.metrics import likeness
 from sinkd.models import ModelOptions, load_model
 from sinkd.readers import DataOptions
 from sinkd.teacher_cache import TeacherCache
-from sinkd.train import Setting, TrainOptions, fit_teacher, new_student, prepare, run
+from sinkd.train import Setting, TrainOptions, fit_teacher, new_student, prepare, run, suited
 from sinkd.trainer import SinKDConfig
 
 # What a teacher's training shares with its students'; its epochs and learning rate are options of their own.
@@ -49,6 +49,7 @@ def train_and_evaluate(options: dict[str, Any], seed: int, folder: Path) -> dict
     if models.teacher == "minilm":
         models = dataclasses.replace(models, teacher=minilm(), student=minilm(), finetune_teacher=True)
     config = SinKDConfig(output_dir=str(folder), seed=seed, disable_tqdm=True, save_strategy="no", **options)
+    config = suited(config, models)
     setting = prepare(data, models, train_options, dataclasses.replace(config, seed=0))  # one split for all seeds
     if split == "validation":
         setting.splits.test = setting.splits.validation
@@ -70,7 +71,7 @@ def teach(setting: Setting, models: ModelOptions, recipe: dict[str, Any], place:
     if (place / "done.json").exists():
         return
     config = SinKDConfig(output_dir=str(place), seed=0, disable_tqdm=True, save_strategy="no", **recipe)
-    fit_teacher(setting, models, config)
+    fit_teacher(setting, models, suited(config, models))
     cached = CacheOptions(teacher=str(place / "teacher"), cache=str(place / "cache"), dtype="float32")
     write_cache(setting, cached)
     write_json(place / "done.json", recipe)
@@ -116,7 +117,19 @@ study = Study(
         "CE + KL + Sinkhorn of each sample": {"sinkhorn": "sample"},
     },
     scales={
-        "quick": Scale({"sample": {"data": "sample"}}, seeds=1, options={"num_train_epochs": 1}),
+        "quick": Scale({"sample": {"data": "sample"}}, seeds=1, options={"num_train_epochs": 3, "teacher_epochs": 8}),
+        "small": Scale(
+            {
+                "banking77": _minilm("banking77", 2, max_train=3000, num_train_epochs=4),
+                "clinc150": _minilm("clinc150", 2, max_train=4500, num_train_epochs=4),
+                "sst2": _minilm("sst2", 2, max_train=4000),
+                "rte": _minilm("rte", 3, max_length=96),
+                "cb": _minilm("cb", 3, max_length=96, num_train_epochs=10),
+                "cola": _minilm("cola", 3, max_train=4000),
+            },
+            seeds=3,
+            options={"learning_rate": 1e-4, "teacher_learning_rate": 5e-5, "max_length": 48},
+        ),
     },
     run=train_and_evaluate,
 )

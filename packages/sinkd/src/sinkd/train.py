@@ -29,7 +29,7 @@ from sinkd.evaluate import judge, write_record
 from sinkd.metrics import likeness
 from sinkd.models import ModelOptions, architecture_of, copy_shared, from_scratch, load_model, load_tokenizer
 from sinkd.plots import plot_training
-from sinkd.prompts import Prompt, default_prompt, render
+from sinkd.prompts import Prompt, prompt_for, render
 from sinkd.readers import DataOptions, Splits, load
 from sinkd.sample import train_tokenizer
 from sinkd.teacher_cache import TeacherCache
@@ -53,7 +53,21 @@ class TrainOptions:
             raise ValueError(f"objective must be classify or language, got {self.objective!r}")
 
 
-SCRATCH = {"teacher": (128, 3), "student": (64, 1)}  # width and layers of the sample's models
+SCRATCH = {"teacher": (64, 2), "student": (32, 1)}  # width and layers of models from scratch
+FROM_SCRATCH = {
+    "learning_rate": 2e-3,
+    "num_train_epochs": 8,
+    "max_length": 48,
+}  # what they need, where nothing else is said
+
+
+def suited(config: SinKDConfig, models: ModelOptions) -> SinKDConfig:
+    """The configuration, with another recipe in the place of its defaults if the models start from scratch."""
+    if models.teacher or models.student or models.teacher_cache:
+        return config
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    changes: dict[str, Any] = {k: v for k, v in FROM_SCRATCH.items() if getattr(config, k) == defaults[k]}
+    return dataclasses.replace(config, **changes)
 
 
 @dataclass
@@ -84,7 +98,7 @@ class Setting:
     def answer_ids(self) -> list[int]:
         """The first token of each answer of the prompt."""
         assert self.prompt is not None
-        firsts = [self.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in self.prompt.choices]
+        firsts = [self.tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in self.prompt.choices]
         return list(dict.fromkeys(firsts))
 
     def judge(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -114,8 +128,7 @@ def prepare(data: DataOptions, models: ModelOptions, options: TrainOptions, conf
         )
     prompt = None
     if architecture != "encoder" and options.objective == "classify":
-        prompt = default_prompt(splits.train.task)
-        prompt = prompt if options.prompt is None else dataclasses.replace(prompt, template=options.prompt)
+        prompt = prompt_for(splits.train.task, options.prompt)
     return Setting(splits, architecture, options.objective, prompt, config.max_length, tokenizer, theirs)
 
 
@@ -191,8 +204,9 @@ def train(
     data: DataOptions, models: ModelOptions, options: TrainOptions, config: SinKDConfig
 ) -> dict[str, dict[str, float]]:
     """The verb ``train``: fit, save, judge on the test split, and draw."""
-    config.output_dir = config.output_dir or f"runs/sinkd-{Path(data.data).name.split('.')[0] or 'data'}"
+    config.output_dir = config.output_dir or f"runs/sinkd-{data.name}"
     folder = Path(config.output_dir)
+    config = suited(config, models)
     setting = prepare(data, models, options, config)
     rows = setting.encode(setting.tokenizer)
     results: dict[str, dict[str, float]] = {}

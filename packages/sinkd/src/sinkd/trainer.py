@@ -46,18 +46,18 @@ class SinKDConfig(TrainingArguments):
     max_rows: int | None = flag("language models: compare at most so many tokens of a batch", 512)
     answers_only: bool = flag("language models: compare only the first tokens of the prompt's choices", False)
     allow_vocab_truncation: bool = flag("language models: leave out columns that one of the two models lacks", False)
-    max_length: int = flag("tokens of a text, longer ones are cut (authors: 128)", 128)
+    max_length: int = flag("tokens of a text, longer ones are cut (authors: 128; models from scratch: 48)", 128)
     log_gradient_ratio: bool = flag(
         "log the Sinkhorn term's gradient relative to the rest's; costs two backward steps", False
     )
 
     output_dir: str | None = flag("folder of checkpoints and results; runs/sinkd-DATA if not given", "")
-    num_train_epochs: float = flag("epochs (authors: 2 to 20)", 3)
+    num_train_epochs: float = flag("epochs (authors: 2 to 20; models from scratch: 8)", 3)
     per_device_train_batch_size: int = flag(
         "texts in a step, on each device: the rows of a cloud (authors: 16 or 32)", 32
     )
     per_device_eval_batch_size: int = flag("texts in an evaluation step", 128)
-    learning_rate: float = flag("of AdamW (authors: 2e-5 to 5e-5)", 5e-5)
+    learning_rate: float = flag("of AdamW (authors: 2e-5 to 5e-5; models from scratch: 2e-3)", 5e-5)
     weight_decay: float = flag("of AdamW (authors: 0)", 0.0)
     lr_scheduler_type: str = flag("schedule (authors: linear, no warm-up)", "linear")
     logging_steps: float = flag("steps between logs, or their share of all", 0.05)

@@ -52,15 +52,16 @@ class Iterate(torch.autograd.Function):
     def backward(ctx: Any, linear: Tensor, f: Tensor, g: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         cost, a, b, last_f, last_g, rows, columns = ctx.saved_tensors
         eps, ka, kb = ctx.schedule[-1]
-        if ctx.implicit:
-            grad = _implicit_gradient(cost, a, b, last_f, last_g, ctx.schedule[-1], linear, f, g)
-        elif ctx.path == "triton":
-            upstream = linear.contiguous(), f.contiguous(), g.contiguous()
-            grad = triton.sinkhorn_backward(cost, a, b, rows, columns, eps, len(ctx.schedule), ka, kb, *upstream)
-        elif ctx.path == "scaling":
-            grad = _scaling_gradient(cost, a, b, rows, columns, ctx.schedule, linear, f, g)
-        else:
-            grad = _log_domain_gradient(cost, a, b, rows, columns, ctx.schedule, linear, f, g)
+        upstream = linear.contiguous(), f.contiguous(), g.contiguous()
+        with torch.autocast(cost.device.type, enabled=False):  # some call backward() inside theirs
+            if ctx.implicit:
+                grad = _implicit_gradient(cost, a, b, last_f, last_g, ctx.schedule[-1], *upstream)
+            elif ctx.path == "triton":
+                grad = triton.sinkhorn_backward(cost, a, b, rows, columns, eps, len(ctx.schedule), ka, kb, *upstream)
+            elif ctx.path == "scaling":
+                grad = _scaling_gradient(cost, a, b, rows, columns, ctx.schedule, *upstream)
+            else:
+                grad = _log_domain_gradient(cost, a, b, rows, columns, ctx.schedule, *upstream)
         return grad, None, None, None, None, None, None
 
 
@@ -89,11 +90,12 @@ def _scaling(cost: Tensor, a: Tensor, b: Tensor, g: Tensor, schedule: Sequence[A
     kernel = (cost / -eps).exp_()
     start = b * torch.exp(g / eps)
     matrix, a_, b_, v = _plain(kernel, a, b, start)
+    transposed = matrix.swapaxes(-1, -2)
     us, vs = [], []
     with full_precision():
         for _ in schedule:
             u = a_ / _times(matrix, v) if ka == 1 else a_ * _times(matrix, v) ** -ka
-            v = b_ / _times(matrix.mT, u) if kb == 1 else b_ * _times(matrix.mT, u) ** -kb
+            v = b_ / _times(transposed, u) if kb == 1 else b_ * _times(transposed, u) ** -kb
             us.append(u)
             vs.append(v)
         rows, columns = _history(us), torch.cat([start.unsqueeze(0), _history(vs)])
@@ -120,13 +122,14 @@ def _scaling_gradient(
     matrix, alpha, beta, us, vs, row_slopes, column_slopes = _plain(
         kernel, eps * f + weighted.sum(2), -(eps * g + weighted.sum(1)), rows, columns, *slopes
     )
-    left, right = [], []
+    left: list[Any] = []
+    right: list[Any] = []
     with full_precision():
         for t in reversed(range(len(schedule))):
             right.append(beta * column_slopes[t])
             passed = us[t] * _times(matrix, right[-1])
             left.append((passed if left else passed + alpha) * row_slopes[t])
-            beta = vs[t] * _times(matrix.mT, left[-1])
+            beta = vs[t] * _times(matrix.swapaxes(-1, -2), left[-1])
         factors = torch.cat([rows.flip(0), -_history(left)]), torch.cat([_history(right), columns[:-1].flip(0)])
         terms = factors[0].permute(1, 2, 0) @ factors[1].transpose(0, 1)
     terms *= kernel  # in place: at some hundred rows, new memory costs more than arithmetic
@@ -151,7 +154,8 @@ def _log_domain(cost: Tensor, a: Tensor, b: Tensor, g: Tensor, schedule: Sequenc
 
 
 def transport_plan(cost: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float) -> Tensor:
-    """P of the last potentials."""
+    """P of the last potentials; 0, and never 0 times infinity, where a marginal is 0."""
+    f, g = f.masked_fill(a == 0, -torch.inf), g.masked_fill(b == 0, -torch.inf)
     return a.unsqueeze(-1) * b.unsqueeze(-2) * torch.exp((f.unsqueeze(-1) + g.unsqueeze(-2) - cost) / eps)
 
 
@@ -163,7 +167,7 @@ def _log_domain_gradient(
     eps = schedule[-1][0]
     plan = linear[:, None, None] * transport_plan(cost, a, b, rows[-1], columns[-1], eps)
     weighted = plan * cost / eps
-    grad, alpha, beta = plan - weighted, f + weighted.sum(2), g + weighted.sum(1)
+    grad, alpha, beta = plan - weighted, f + weighted.sum(2), (g + weighted.sum(1)).masked_fill(b == 0, 0.0)
     log_a, log_b = a.log(), b.log()
     for t in reversed(range(len(schedule))):
         eps, ka, kb = schedule[t]

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,12 +94,19 @@ def full_precision() -> Iterator[None]:
     >>> with full_precision():
     ...     _ = torch.ones(2, 2) @ torch.ones(2, 2)
     """
-    if torch.compiler.is_compiling() or torch.get_float32_matmul_precision() == "highest":
+    engines: Any = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = [engine.fp32_precision for engine in engines]
+    if torch.compiler.is_compiling() or not {"tf32", "bf16"}.intersection(before):
         yield
         return
-    before = torch.get_float32_matmul_precision()
+    try:
+        overall = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch refuses to sum up what was set by torch.backends.*.fp32_precision
+        overall = "highest"
     torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(overall)
+        for engine, precision in zip(engines, before, strict=True):
+            engine.fp32_precision = precision

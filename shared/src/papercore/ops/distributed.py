@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 
 def gather_features(
@@ -29,6 +28,8 @@ def gather_features(
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) == 1:
         return list(tensors), 0
+    from torch.distributed.nn.functional import all_gather  # not in every build of torch
+
     world, rank = dist.get_world_size(group), dist.get_rank(group)
     rows = tensors[0].new_tensor([len(t) for t in tensors], dtype=torch.long)
     counts = [torch.empty_like(rows) for _ in range(world)]

@@ -42,8 +42,8 @@ def pairwise_lp(
         raise ValueError(
             f"pairwise_lp: x {tuple(x.shape)} and y {tuple(y.shape)} must differ in the number of rows alone"
         )
-    if x.dtype in (torch.float16, torch.bfloat16) or y.dtype in (torch.float16, torch.bfloat16):
-        x, y = x.float(), y.float()
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    x, y = x.to(dtype), y.to(dtype)
     with torch.autocast(x.device.type, enabled=False):
         # On a CPU the engine's own gradient is frugal already.
         distance = torch.cdist(x, y, p, _EXACT) if x.device.type == "cpu" else _Pairwise.apply(x, y, p)
@@ -62,26 +62,33 @@ class _Pairwise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, y, distance = ctx.saved_tensors
         batch, grad = grad.shape[:-2], grad.reshape(distance.shape).contiguous()
+        grad_x = grad_y = None
         if ctx.fused:
             grad_x, grad_y = triton.pairwise_l1_backward(grad, x, y)
-        elif ctx.p == 1:
-            grad_x, grad_y = _signs(grad, x, y), _signs(grad.mT, y, x)
         else:
-            weight = torch.where(distance > 0, grad / distance, 0.0)
-            with full_precision():
-                grad_x = weight.sum(2, keepdim=True) * x - weight @ y
-                grad_y = weight.sum(1).unsqueeze(2) * y - weight.mT @ x
-        return grad_x.view(*batch, *x.shape[1:]), grad_y.view(*batch, *y.shape[1:]), None
+            weight, pull = grad, _signs
+            if ctx.p == 2:
+                weight, pull = torch.where(distance > 0, grad / distance, 0.0), _differences
+            with full_precision(), torch.autocast(x.device.type, enabled=False):
+                grad_x = pull(weight, x, y) if ctx.needs_input_grad[0] else None
+                grad_y = pull(weight.mT, y, x) if ctx.needs_input_grad[1] else None
+        x_shape, y_shape = (*batch, *x.shape[1:]), (*batch, *y.shape[1:])
+        return None if grad_x is None else grad_x.view(x_shape), None if grad_y is None else grad_y.view(y_shape), None
 
 
-def _signs(grad: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """sum_j grad_ij sign(x_i - y_j), some rows at a time."""
+def _differences(weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """sum_j weight_ij (x_i - y_j)."""
+    return weight.sum(2, keepdim=True) * x - weight @ y
+
+
+def _signs(weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """sum_j weight_ij sign(x_i - y_j), some rows at a time."""
     rows = max(1, _ELEMENTS // max(1, y.shape[0] * y.shape[1] * y.shape[2]))
     parts = [
-        torch.einsum("bnm,bnmc->bnc", g, torch.sign(part.unsqueeze(2) - y.unsqueeze(1)))
-        for g, part in zip(grad.split(rows, 1), x.split(rows, 1), strict=True)
+        torch.einsum("bnm,bnmc->bnc", w, torch.sign(part.unsqueeze(2) - y.unsqueeze(1)))
+        for w, part in zip(weight.split(rows, 1), x.split(rows, 1), strict=True)
     ]
     return torch.cat(parts, 1)

@@ -16,6 +16,7 @@ from papercore.ops.pairwise import pairwise_lp
 # exp(-C / eps) and its scalings stay within the dtype up to these C / eps.
 _SAFE = {torch.float32: 60.0, torch.float64: 500.0}
 _CONVERGED = 1e-4  # relative marginal error up to which an implicit gradient is trusted
+_BALANCED = (torch.inf, torch.inf)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class SinkhornResult:
     @property
     def plan(self) -> Tensor:
         """(..., n, m), computed when asked for."""
-        return transport_plan(self.cost, self.a, self.b, self.f, self.g, self.eps)
+        cost = self.cost if self.grad in ("unroll", "implicit") else self.cost.detach()
+        return transport_plan(cost, self.a, self.b, self.f, self.g, self.eps)
 
     @property
     def value(self) -> Tensor:
@@ -54,24 +56,20 @@ class SinkhornResult:
         <a, f> + <b, g>, and POT's ``ot.solve(..., reg_type="KL").value``. With ``grad="envelope"`` its gradient is P.
         """
         plan = self.plan
-        value = (plan.sum(-1) * self.f).sum(-1) + (plan.sum(-2) * self.g).sum(-1)
-        if self.rho != (torch.inf, torch.inf):
-            mass = plan.sum((-1, -2)) - self.a.sum(-1) * self.b.sum(-1)
-            sides = zip(self.rho, (plan.sum(-1), plan.sum(-2)), (self.a, self.b), strict=True)
-            value = (
-                value - self.eps * mass + sum(rho * _relative_entropy(p, m) for rho, p, m in sides if rho != torch.inf)
-            )
+        rows, columns = plan.sum(-1), plan.sum(-2)
+        value = (rows * self.f).sum(-1) + (columns * self.g).sum(-1)
+        if self.rho != _BALANCED:
+            value = value - self.eps * (rows.sum(-1) - self.a.sum(-1) * self.b.sum(-1))
+            sides = zip(self.rho, (rows, columns), (self.a, self.b), strict=True)
+            value = value + sum(rho * _relative_entropy(p, m) for rho, p, m in sides if rho != torch.inf)
         if self.grad == "envelope":
-            value = value.detach() + (plan.detach() * (self.cost - self.cost.detach())).sum((-1, -2))
+            value = value + (plan * (self.cost - self.cost.detach())).sum((-1, -2))
         return value
 
     @property
     def marginal_error(self) -> Tensor:
-        """(...), max |P 1 - a| / sum(a); meaningful if balanced. Columns fit exactly after each iteration."""
-        with torch.no_grad():
-            error = (self.plan.sum(-1) - self.a).abs().amax(-1)
-            other = (self.plan.sum(-2) - self.b).abs().amax(-1)
-            return torch.maximum(error, other) / self.a.sum(-1).clamp_min(torch.finfo(self.a.dtype).tiny)
+        """(...), the largest of |P 1 - a| and |P' 1 - b|, as a share of sum(a); meaningful if balanced."""
+        return _marginal_error(self.plan.detach(), self.a, self.b)
 
     @property
     def converged(self) -> Tensor:
@@ -82,6 +80,11 @@ class SinkhornResult:
     def n_valid(self) -> Tensor:
         """(...), rows that take part."""
         return (self.a > 0).sum(-1)
+
+
+def _marginal_error(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    error = torch.maximum((plan.sum(-1) - a).abs().amax(-1), (plan.sum(-2) - b).abs().amax(-1))
+    return error / a.sum(-1).clamp_min(torch.finfo(a.dtype).tiny)
 
 
 def _relative_entropy(p: Tensor, q: Tensor) -> Tensor:
@@ -147,129 +150,90 @@ def sinkhorn(
         tensor([[0.5000, 0.0000],
                 [0.0000, 0.5000]])
     """
-    if not isinstance(rho, tuple):
-        rho = (torch.inf, torch.inf) if rho is None else (rho, rho)
+    rho = rho if isinstance(rho, tuple) else (torch.inf if rho is None else rho,) * 2
     _check_options(eps, n_iters, tol, check_every, eps_init, eps_decay, rho, mass, order, grad, backend)
-    if cost.shape[-1] == 0 or cost.shape[-2] == 0:
-        raise ValueError(f"cost {tuple(cost.shape)} has no rows or no columns")
-    if order == "col_first":
-        turned = sinkhorn(
-            cost.mT, b, a, eps=eps, n_iters=n_iters, tol=tol, check_every=check_every, eps_init=eps_init, eps_decay=eps_decay,
-            rho=rho[::-1], row_mask=col_mask, col_mask=row_mask, mass=mass, warm_start=warm_start and warm_start[::-1],
-            grad=grad, backend=backend, cost_max=cost_max, check=check,
-        )  # fmt: skip
-        same = {"linear_cost", "n_iters_run", "eps", "grad", "tol"}
-        return SinkhornResult(
-            f=turned.g, g=turned.f, cost=turned.cost.mT, a=turned.b, b=turned.a, rho=rho,
-            **{name: getattr(turned, name) for name in same},
-        )  # fmt: skip
-    check = (cost.device.type == "cpu" and not torch.compiler.is_compiling()) if check is None else check
-    cost = cost.float() if cost.dtype in (torch.float16, torch.bfloat16) else cost
-    balanced = rho == (torch.inf, torch.inf)
     plain = a is None and b is None and row_mask is None and col_mask is None
-    if plain and mass == "count" and balanced and cost.shape[-1] != cost.shape[-2]:
+    if cost.dim() < 2 or cost.numel() == 0:
+        raise ValueError(f"cost must be (..., n, m) with no side of 0, got {tuple(cost.shape)}")
+    if plain and mass == "count" and rho == _BALANCED and cost.shape[-1] != cost.shape[-2]:
         raise ValueError(f'cost {tuple(cost.shape)}: mass="count" needs as many rows as columns, or rho')
-    a = _marginal("a", a, cost, -2, row_mask, mass)
-    b = _marginal("b", b, cost, -1, col_mask, mass)
-    if row_mask is not None:
-        cost = cost.masked_fill(~row_mask.unsqueeze(-1), 0.0)
-    if col_mask is not None:
-        cost = cost.masked_fill(~col_mask.unsqueeze(-2), 0.0)
-    if check:
-        largest = float(cost.detach().abs().amax())
-        if not largest < torch.inf:
-            bad = int((~torch.isfinite(cost)).sum())
-            raise ValueError(f"cost {tuple(cost.shape)} has {bad} entries that are NaN or infinite: mask or mend them")
-        cost_max = largest if cost_max is None and cost.device.type == "cpu" else cost_max
-        if not plain:
-            _check_marginals(cost, a, b, balanced)
-    with torch.autocast(cost.device.type, enabled=False):
-        return _solve(
-            cost, a, b, eps, n_iters, tol, check_every, eps_init, eps_decay, rho, warm_start, grad, backend,
-            cost_max, plain,
-        )  # fmt: skip
+    cost = cost.to(torch.promote_types(cost.dtype, torch.float32))
+    a = _marginal(("a", a), ("row_mask", row_mask), cost, -2, mass)
+    b = _marginal(("b", b), ("col_mask", col_mask), cost, -1, mass)
+    solved_a, solved_b = a, b
+    if not plain:  # what is masked as a whole is solved with marginals of its own, and costs nothing
+        empty = (a.sum(-1, keepdim=True) == 0) | (b.sum(-1, keepdim=True) == 0)
+        solved_a, solved_b = a.masked_fill(empty, 1 / a.shape[-1]), b.masked_fill(empty, 1 / b.shape[-1])
+        a, b = a.masked_fill(empty, 0.0), b.masked_fill(empty, 0.0)
+        cost = cost.masked_fill((a == 0).unsqueeze(-1) | (b == 0).unsqueeze(-2), 0.0)
+    on_cpu = cost.device.type == "cpu"
+    if (on_cpu and not torch.compiler.is_compiling()) if check is None else check:
+        largest = _check_numbers(cost, a, b, rho == _BALANCED)
+        cost_max = largest if cost_max is None and on_cpu else cost_max
+
+    turned = order == "col_first"
+    problem = (cost.mT, solved_b, solved_a) if turned else (cost, solved_a, solved_b)
+    levels = [eps if eps_init is None else max(eps, eps_init * eps_decay**t) for t in range(n_iters)]
+    schedule = [(e, *(1.0 if r == torch.inf else r / (r + e) for r in (rho[::-1] if turned else rho))) for e in levels]
+    if warm_start is None:  # so that b_j exp(g_j / eps) = 1
+        start = -levels[0] * torch.where(problem[2] > 0, problem[2], 1.0).log()
+    else:
+        start = _fit("warm_start", warm_start[0 if turned else 1], cost, -2 if turned else -1)
+    path = _pick_path(cost, eps, eps_init, tol, grad, backend, cost_max)
+    differentiable = torch.is_grad_enabled() and grad in ("unroll", "implicit")
+    with torch.autocast(cost.device.type, enabled=False), torch.set_grad_enabled(differentiable):
+        linear, f, g, run = _solve(*problem, start, schedule, path, grad == "implicit", tol, check_every)
+    f, g = (g, f) if turned else (f, g)
+    if not plain:
+        f, g = f.masked_fill(a == 0, 0.0), g.masked_fill(b == 0, 0.0)
+    return SinkhornResult(linear, f, g, run, cost, a, b, eps, rho, grad, tol)
 
 
 def _solve(
     cost: Tensor,
     a: Tensor,
     b: Tensor,
-    eps: float,
-    n_iters: int,
+    start: Tensor,
+    schedule: list[Any],
+    path: str,
+    implicit: bool,
     tol: float | None,
     check_every: int,
-    eps_init: float | None,
-    eps_decay: float,
-    rho: tuple[float, float],
-    warm_start: tuple[Tensor, Tensor] | None,
-    grad: str,
-    backend: str,
-    cost_max: float | None,
-    plain: bool,
-) -> SinkhornResult:
-    batch = cost.shape[:-2]
-    flat = cost.reshape(-1, *cost.shape[-2:]).contiguous()
-    flat_a, flat_b = a.reshape(-1, a.shape[-1]).contiguous(), b.reshape(-1, b.shape[-1]).contiguous()
-    if not plain:  # what is masked as a whole gets a problem of its own, and counts for nothing below
-        empty = (flat_a.sum(1, keepdim=True) == 0) | (flat_b.sum(1, keepdim=True) == 0)
-        flat_a, flat_b = flat_a.masked_fill(empty, 1.0), flat_b.masked_fill(empty, 1.0)
-    levels = [eps if eps_init is None else max(eps, eps_init * eps_decay**t) for t in range(n_iters)]
-    schedule = [(level, *(1.0 if r == torch.inf else r / (r + level) for r in rho)) for level in levels]
-    if warm_start is not None:
-        start = warm_start[1].to(flat).expand(b.shape).reshape(flat_b.shape)
-    else:  # so that b_j exp(g_j / eps) = 1
-        start = -levels[0] * torch.where(flat_b > 0, flat_b, 1.0).log()
-    path = _pick_path(flat, eps, eps_init, tol, grad, backend, cost_max)
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """(linear cost, f, g, iterations done), rows first."""
+    batch, eps, balanced = cost.shape[:-2], schedule[-1][0], schedule[-1][1:] == (1, 1)
+    cost = cost.reshape(-1, *cost.shape[-2:]).contiguous()
+    a, b, start = (t.reshape(-1, t.shape[-1]).contiguous() for t in (a, b, start))
 
-    def iterate(schedule: list[Any], start: Tensor, implicit: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        if grad in ("none", "envelope"):
-            with torch.no_grad():
-                return Iterate.apply(flat, flat_a, flat_b, start, schedule, path, False)
-        return Iterate.apply(flat, flat_a, flat_b, start, schedule, path, implicit)
+    def iterate(steps: list[Any], g: Tensor, path: str = path, implicit: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        return Iterate.apply(cost, a, b, g, steps, path, implicit)
 
-    def result(solution: tuple[Tensor, Tensor, Tensor], run: int) -> SinkhornResult:
-        linear, f, g = solution
-        if not plain:
-            linear, f, g = linear.masked_fill(empty[:, 0], 0.0), f.masked_fill(empty, 0.0), g.masked_fill(empty, 0.0)
-        return SinkhornResult(
-            linear.view(batch), f.view(*batch, -1), g.view(*batch, -1), run, cost, a, b, eps, rho, grad, tol
-        )
+    def error(f: Tensor, g: Tensor) -> float:
+        return float(_marginal_error(transport_plan(cost, a, b, f, g, eps), a, b).max())
 
     if tol is not None:
-        run = 0
         with torch.no_grad():
-            potential = start
-            while run < n_iters:
-                part = schedule[run : run + check_every]
-                linear, f, potential = Iterate.apply(flat, flat_a, flat_b, potential, part, path, False)
-                run += len(part)
-                if bool(result((linear, f, potential), run).marginal_error.max() < tol):
+            run, g = 0, start
+            while run < len(schedule):
+                steps = schedule[run : run + check_every]
+                _, f, g = iterate(steps, g)
+                run += len(steps)
+                if steps[-1][0] == eps and error(f, g) < tol:
                     break
         schedule = schedule[:run]
-    if grad == "implicit":
+    if implicit:
         with torch.no_grad():
-            found = result(Iterate.apply(flat, flat_a, flat_b, start, schedule, path, False), len(schedule))
-            settled = bool(found.converged.all()) if rho == (torch.inf, torch.inf) else _settled(found, schedule[-1])
-        return result(iterate(schedule, start, implicit=settled), len(schedule))
-    return result(iterate(schedule, start), len(schedule))
-
-
-def _settled(result: SinkhornResult, last: Any) -> bool:
-    """Whether one more iteration of an unbalanced problem moves no potential."""
-    cost, a, b = (t.reshape(-1, *t.shape[result.linear_cost.dim() :]) for t in (result.cost, result.a, result.b))
-    g = result.g.reshape(b.shape)
-    after = Iterate.apply(cost, a, b, g, [last], "log", False)[2]
-    return bool((after - g).abs().max() < _CONVERGED * result.eps)
+            _, f, g = iterate(schedule, start)
+            if balanced:
+                implicit = error(f, g) < (tol or _CONVERGED)
+            else:  # one more iteration moves no potential
+                implicit = float((iterate(schedule[-1:], g, "log")[2] - g).abs().max()) < _CONVERGED * eps
+    linear, f, g = iterate(schedule, start, implicit=implicit)
+    return linear.view(batch), f.view(*batch, -1), g.view(*batch, -1), len(schedule)
 
 
 def _pick_path(
-    cost: Tensor,
-    eps: float,
-    eps_init: float | None,
-    tol: float | None,
-    grad: str,
-    backend: str,
-    cost_max: float | None,
+    cost: Tensor, eps: float, eps_init: float | None, tol: float | None, grad: str, backend: str, cost_max: float | None
 ) -> str:
     fusible = cost.dtype == torch.float32 and eps_init is None and tol is None and grad != "implicit"
     if backend == "triton" or (backend == "auto" and cost.is_cuda and fusible and triton.available(cost)):
@@ -279,32 +243,33 @@ def _pick_path(
                 f"got {cost.dtype} on {cost.device}: take backend='auto'"
             )
         return "triton"
-    if eps_init is not None:
-        return "log"
-    return "scaling" if cost_max is not None and cost_max / eps < _SAFE[cost.dtype] else "log"
+    safe = eps_init is None and cost_max is not None and cost_max / eps < _SAFE[cost.dtype]
+    return "scaling" if safe else "log"
 
 
-def _marginal(name: str, given: Tensor | None, cost: Tensor, dim: int, mask: Tensor | None, mass: str) -> Tensor:
+def _fit(name: str, given: Tensor, cost: Tensor, dim: int) -> Tensor:
     shape = (*cost.shape[:-2], cost.shape[dim])
-    if given is not None:
-        if given.requires_grad:
-            raise ValueError(f"{name} is a constant here and has no gradient: pass {name}.detach()")
-        try:
-            marginal = given.to(cost).expand(shape)
-        except RuntimeError:
-            raise ValueError(
-                f"{name} {tuple(given.shape)} does not fit cost {tuple(cost.shape)}: expected {shape}"
-            ) from None
-        return marginal if mask is None else marginal * mask
-    if mask is None:
-        return cost.new_ones(shape) if mass == "count" else cost.new_full(shape, 1 / shape[-1])
     try:
-        kept = mask.to(cost).expand(shape)
+        return given.to(cost).expand(shape)
     except RuntimeError:
-        side = "row_mask" if name == "a" else "col_mask"
         raise ValueError(
-            f"{side} {tuple(mask.shape)} does not fit cost {tuple(cost.shape)}: expected {shape}"
+            f"{name} {tuple(given.shape)} does not fit cost {tuple(cost.shape)}: expected {shape}"
         ) from None
+
+
+def _marginal(
+    given: tuple[str, Tensor | None], mask: tuple[str, Tensor | None], cost: Tensor, dim: int, mass: str
+) -> Tensor:
+    name, marginal = given
+    if marginal is not None and marginal.requires_grad:
+        raise ValueError(f"{name} is a constant here and has no gradient: pass {name}.detach()")
+    kept = None if mask[1] is None else _fit(mask[0], mask[1], cost, dim)
+    if marginal is not None:
+        marginal = _fit(name, marginal, cost, dim)
+        return marginal if kept is None else marginal * kept
+    if kept is None:
+        shape = (*cost.shape[:-2], cost.shape[dim])
+        return cost.new_full(shape, 1.0 if mass == "count" else 1 / shape[-1])
     return kept if mass == "count" else kept / kept.sum(-1, keepdim=True).clamp_min(1)
 
 
@@ -329,9 +294,13 @@ def _check_options(
         raise ValueError(f"tol must be positive or None, got {tol}")
     if eps_init is not None and not (eps_init >= eps and 0 < eps_decay < 1):
         raise ValueError(f"eps_init must be at least eps and eps_decay in (0, 1), got {eps_init} and {eps_decay}")
-    if not all(r > 0 for r in rho):
+    if eps_init is not None and eps_init * eps_decay ** (n_iters - 1) > eps:
+        raise ValueError(
+            f"n_iters {n_iters} is too few to come down to eps {eps} from eps_init {eps_init} by {eps_decay}"
+        )
+    if not (len(rho) == 2 and all(r > 0 for r in rho)):
         raise ValueError(f"rho must be positive, or None for balanced, got {rho}")
-    if tol is not None and rho != (torch.inf, torch.inf):
+    if tol is not None and rho != _BALANCED:
         raise ValueError("tol looks at the marginals, which rho relaxes: give n_iters alone")
     for name, value, known in (
         ("mass", mass, ("prob", "count")),
@@ -343,16 +312,23 @@ def _check_options(
             raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
 
 
-def _check_marginals(cost: Tensor, a: Tensor, b: Tensor, balanced: bool) -> None:
-    if (a < 0).any() or (b < 0).any():
-        raise ValueError("a and b must not be negative")
+def _check_numbers(cost: Tensor, a: Tensor, b: Tensor, balanced: bool) -> float:
+    """The largest abs(cost)."""
+    largest = float(cost.detach().abs().amax())
+    if not largest < torch.inf:
+        bad = int((~torch.isfinite(cost)).sum())
+        raise ValueError(f"cost {tuple(cost.shape)} has {bad} entries that are NaN or infinite: mask or mend them")
     sums = a.sum(-1), b.sum(-1)
-    if balanced and ((sums[0] - sums[1]).abs() > 1e-4 * torch.maximum(*sums)).any():
-        worst = int((sums[0] - sums[1]).abs().argmax())
-        pair = ", ".join(f"{s.flatten()[worst]:.6g}" for s in sums)
+    for name, marginal, total in zip("ab", (a, b), sums, strict=True):
+        if not ((marginal >= 0).all() and (total < torch.inf).all()):
+            raise ValueError(f"{name} {tuple(marginal.shape)} must be finite and not negative")
+    gap = (sums[0] - sums[1]).abs()
+    if balanced and (gap > 1e-4 * torch.maximum(*sums)).any():
+        pair = ", ".join(f"{s.flatten()[int(gap.argmax())]:.6g}" for s in sums)
         raise ValueError(
             f"a and b must have the same sum, got {pair} for cost {tuple(cost.shape)}: normalise them, or give rho"
         )
+    return largest
 
 
 def sinkhorn_cost(
@@ -385,14 +361,17 @@ def sinkhorn_divergence(
         >>> float(sinkhorn_divergence(points, points))
         0.0
     """
-    of_x = {"a": options.get("a"), "b": options.get("a")}
-    of_y = {"a": options.get("b"), "b": options.get("b")}
-    of_x |= {"row_mask": options.get("row_mask"), "col_mask": options.get("row_mask")}
-    of_y |= {"row_mask": options.get("col_mask"), "col_mask": options.get("col_mask")}
-    pairs: tuple[tuple[Tensor, Tensor, dict[str, Any]], ...] = ((x, y, {}), (x, x, of_x), (y, y, of_y))
-    results = [sinkhorn_cost(s, t, p=p, **{**options, **own}) for s, t, own in pairs]
-    between, of_x_alone, of_y_alone = (r.linear_cost if sharp else r.value for r in results)
-    return between - (of_x_alone + of_y_alone) / 2
+    between = sinkhorn_cost(x, y, p=p, **options)
+
+    def alone(points: Tensor, marginal: Tensor, rho: float) -> SinkhornResult:  # the marginal is 0 where masked
+        own = {"a": marginal, "b": marginal, "rho": rho, "row_mask": None, "col_mask": None, "warm_start": None}
+        return sinkhorn_cost(points, points, p=p, **{**options, **own})
+
+    of_x, of_y = alone(x, between.a, between.rho[0]), alone(y, between.b, between.rho[1])
+    if sharp:
+        return between.linear_cost - (of_x.linear_cost + of_y.linear_cost) / 2
+    gap = between.a.sum(-1) - between.b.sum(-1)  # 0 unless unbalanced
+    return between.value - (of_x.value + of_y.value) / 2 + between.eps / 2 * gap.square()
 
 
 @torch.no_grad()
