@@ -71,11 +71,13 @@ def test_a_bag_of_words_learns_it_but_not_all_of_it(parts):
     assert 0.60 < (model(x_test).argmax(1) == y_test).float().mean() < 0.85
 
 
-def test_nothing_is_imported(parts):
+def test_nothing_is_imported(monkeypatch):
+    modules = ["wsgiref.handlers", "imaplib", "poplib", "xmlrpc.server"]
+    for name in modules:
+        monkeypatch.delitem(sys.modules, name, raising=False)
     module._corpus.cache_clear()
-    before = set(sys.modules)
     sample(0)
-    assert not {"wsgiref", "imaplib", "poplib", "xmlrpc.server"} & (set(sys.modules) - before)
+    assert not set(modules) & set(sys.modules)
 
 
 def test_a_library_without_sources_is_said_to_be_one(tmp_path, monkeypatch):

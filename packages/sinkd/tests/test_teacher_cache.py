@@ -171,7 +171,7 @@ class TestRefuses:
 
     def test_a_row_of_masked_classes_only(self, tmp_path, logits):
         logits[2] = -torch.inf
-        with pytest.raises(ValueError, match="teacher logits of row 2 are NaN, .inf, or all -inf"):
+        with pytest.raises(ValueError, match=r"teacher logits of row 2 are NaN, \+inf, or all -inf"):
             write(tmp_path / "c", logits)
 
     def test_logits_beyond_half_precision(self, tmp_path, logits):

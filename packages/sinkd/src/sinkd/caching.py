@@ -15,7 +15,6 @@ from sinkd.models import ModelOptions, label_names, load_model
 from sinkd.readers import DataOptions
 from sinkd.teacher_cache import TeacherCache
 from sinkd.train import Setting, TrainOptions, prepare
-from sinkd.trainer import SinKDConfig
 
 
 @dataclass
@@ -30,15 +29,17 @@ class CacheOptions:
     )
     topk: int | None = flag("keep the k largest logits of each row and the mass of the rest", None)
     dtype: str = flag("float16, bfloat16 or float32", "float16")
+    max_length: int = flag("tokens of a text, as the students will have it", 128)
+    seed: int = flag("that the students will have: decides which rows are held out", 0)
 
 
-def cache_teacher(options: CacheOptions, data: DataOptions, train: TrainOptions, config: SinKDConfig) -> TeacherCache:
+def cache_teacher(options: CacheOptions, data: DataOptions, train: TrainOptions) -> TeacherCache:
     """Run the teacher once over the training split and write its logits.
 
     ``sinkd train --teacher_cache`` takes them for any student with the same data options, seed, tokenizer and max_length.
     """
     models = ModelOptions(teacher=options.teacher, student=options.student, architecture=options.architecture)
-    setting = prepare(data, models, train, config)
+    setting = prepare(data, models, train, options.max_length, options.seed)
     return write_cache(setting, options)
 
 

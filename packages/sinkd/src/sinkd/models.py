@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     T5Config,
 )
+from transformers.utils import logging
 
 from sinkd.tasks import Task
 
@@ -82,22 +83,37 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(name: str, architecture: str, task: Task, layers: int | None = None) -> PreTrainedModel:
+def load_model(
+    name: str, architecture: str, task: Task, layers: int | None = None, new_head: bool = False
+) -> PreTrainedModel:
     """A model with this task's labels, or its first ``layers`` layers.
 
+    Args:
+        new_head: allow weights that the checkpoint lacks, such as the classifier of a model that is yet to be fine-tuned.
+
     Raises:
-        ValueError: if it has fewer layers, or was fine-tuned for other labels. OSError: if it is not found.
+        ValueError: if it has fewer layers, lacks weights, or was fine-tuned for other labels. OSError: if it is not found.
     """
     config = AutoConfig.from_pretrained(name)
     if architecture == "encoder":
         check_labels(name, config, task)
-        labels: dict[str, Any] = {}
-        if task.labels is not None:
-            labels = {"id2label": dict(enumerate(task.labels)), "label2id": {n: i for i, n in enumerate(task.labels)}}
-        config = AutoConfig.from_pretrained(name, num_labels=1 if task.labels is None else len(task.labels), **labels)
+        names = task.labels or ("LABEL_0",)
+        labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+        config = AutoConfig.from_pretrained(name, **labels)
     if layers is not None:
         cut_layers(config, layers, name)
-    return AUTO[architecture].from_pretrained(name, config=config, dtype=torch.float32)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its table of missing weights is an error below, or meant
+    try:
+        model, info = AUTO[architecture].from_pretrained(
+            name, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    if info["missing_keys"] and not new_head:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ValueError(f"{name} lacks weights ({missing}): it is not fine-tuned for {task.name} yet")
+    return model
 
 
 def label_names(config: PreTrainedConfig) -> list[str]:

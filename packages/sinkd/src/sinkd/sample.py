@@ -69,9 +69,9 @@ def _corpus() -> tuple[tuple[str, int], ...]:
 
 def _paragraphs(modules: Sequence[str]) -> Iterator[str]:
     library = Path(sysconfig.get_path("stdlib"))
-    files = [
-        file for m in modules for file in (library / f"{m}.py", *sorted((library / m).rglob("*.py"))) if file.exists()
-    ]
+    found = [file for m in modules for file in (library / f"{m}.py", *sorted((library / m).rglob("*.py")))]
+    # Some versions keep a module's tests inside it.
+    files = [file for file in found if file.exists() and "test" not in file.relative_to(library).parts]
     if not files:
         raise FileNotFoundError(f"{library}: no sources of {', '.join(modules)}, which the sample is made of")
     names = "|".join(module.strip("_") for module in modules)

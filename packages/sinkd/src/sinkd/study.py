@@ -50,7 +50,7 @@ def train_and_evaluate(options: dict[str, Any], seed: int, folder: Path) -> dict
         models = dataclasses.replace(models, teacher=minilm(), student=minilm(), finetune_teacher=True)
     config = SinKDConfig(output_dir=str(folder), seed=seed, disable_tqdm=True, save_strategy="no", **options)
     config = suited(config, models)
-    setting = prepare(data, models, train_options, dataclasses.replace(config, seed=0))  # one split for all seeds
+    setting = prepare(data, models, train_options, config.max_length, seed=0)  # one split for all seeds
     if split == "validation":
         setting.splits.test = setting.splits.validation
     recipe = {name: options[name] for name in RECIPE if name in options}

@@ -106,10 +106,10 @@ class Setting:
         return judge(model, tokenizer, self.splits.test, self.max_length, self.objective, self.prompt)
 
 
-def prepare(data: DataOptions, models: ModelOptions, options: TrainOptions, config: SinKDConfig) -> Setting:
+def prepare(data: DataOptions, models: ModelOptions, options: TrainOptions, max_length: int, seed: int) -> Setting:
     """Read the data, settle on an architecture, load the tokenizers."""
     transformers.utils.logging.disable_progress_bar()  # of weights read and written: milliseconds
-    splits = load(data, config.seed)
+    splits = load(data, seed)
     teacher, student = models.teacher, models.student or models.teacher
     if student is None and data.data != "sample" and models.teacher_cache is None:
         raise ValueError("give --teacher, a folder or Hub name, or --student alone to fine-tune it without a teacher")
@@ -129,7 +129,7 @@ def prepare(data: DataOptions, models: ModelOptions, options: TrainOptions, conf
     prompt = None
     if architecture != "encoder" and options.objective == "classify":
         prompt = prompt_for(splits.train.task, options.prompt)
-    return Setting(splits, architecture, options.objective, prompt, config.max_length, tokenizer, theirs)
+    return Setting(splits, architecture, options.objective, prompt, max_length, tokenizer, theirs)
 
 
 def fit_teacher(setting: Setting, models: ModelOptions, config: SinKDConfig) -> PreTrainedModel:
@@ -148,7 +148,7 @@ def fit_teacher(setting: Setting, models: ModelOptions, config: SinKDConfig) -> 
     if models.teacher is None:
         model = from_scratch(setting.architecture, task, tokenizer, *SCRATCH["teacher"])
     else:
-        model = load_model(models.teacher, setting.architecture, task)
+        model = load_model(models.teacher, setting.architecture, task, new_head=True)
     return run(model, None, setting, own, tokenizer, setting.encode(tokenizer)).model
 
 
@@ -160,7 +160,7 @@ def new_student(
     task, name = setting.splits.train.task, models.student or models.teacher
     if name is None:
         return from_scratch(setting.architecture, task, setting.tokenizer, *SCRATCH["student"])
-    student = load_model(name, setting.architecture, task, models.student_layers)
+    student = load_model(name, setting.architecture, task, models.student_layers, new_head=True)
     if models.student_init == "copy":
         if teacher is None:
             raise ValueError("--student_init copy needs a --teacher to copy from")
@@ -207,7 +207,7 @@ def train(
     config.output_dir = config.output_dir or f"runs/sinkd-{data.name}"
     folder = Path(config.output_dir)
     config = suited(config, models)
-    setting = prepare(data, models, options, config)
+    setting = prepare(data, models, options, config.max_length, config.seed)
     rows = setting.encode(setting.tokenizer)
     results: dict[str, dict[str, float]] = {}
     teacher: PreTrainedModel | TeacherCache | None = None

@@ -178,7 +178,8 @@ def sinkhorn(
     if warm_start is None:  # so that b_j exp(g_j / eps) = 1
         start = -levels[0] * torch.where(problem[2] > 0, problem[2], 1.0).log()
     else:
-        start = _fit("warm_start", warm_start[0 if turned else 1], cost, -2 if turned else -1)
+        starts = [_fit("warm_start", t, cost, dim) for t, dim in zip(warm_start, (-2, -1), strict=True)]
+        start = starts[0 if turned else 1]
     path = _pick_path(cost, eps, eps_init, tol, grad, backend, cost_max)
     differentiable = torch.is_grad_enabled() and grad in ("unroll", "implicit")
     with torch.autocast(cost.device.type, enabled=False), torch.set_grad_enabled(differentiable):
@@ -296,7 +297,7 @@ def _check_options(
         raise ValueError(f"eps_init must be at least eps and eps_decay in (0, 1), got {eps_init} and {eps_decay}")
     if eps_init is not None and eps_init * eps_decay ** (n_iters - 1) > eps:
         raise ValueError(
-            f"n_iters {n_iters} is too few to come down to eps {eps} from eps_init {eps_init} by {eps_decay}"
+            f"n_iters {n_iters} is too few to come down to eps {eps} from eps_init {eps_init} by eps_decay {eps_decay}"
         )
     if not (len(rho) == 2 and all(r > 0 for r in rho)):
         raise ValueError(f"rho must be positive, or None for balanced, got {rho}")
