@@ -116,6 +116,15 @@ def test_killed_and_resumed_gives_the_same_student(train, make_model, tmp_path, 
     assert same(weights(whole.model), weights(again.model))
 
 
+def test_a_resumed_language_model_draws_the_same_rows(train, make_model, examples, tokenizer, config):
+    rows = encode_language(examples.first, tokenizer, 32)
+    options = {"rows": rows, "max_rows": 10, "save_strategy": "steps", "save_steps": 3, "save_total_limit": None}
+    whole = train(make_model("decoder"), make_model("decoder", seed=1), **options)
+    resume = f"{config.output_dir}/checkpoint-6"
+    again = train(make_model("decoder", seed=5), make_model("decoder", seed=1), resume=resume, **options)
+    assert same(weights(whole.model), weights(again.model))
+
+
 def test_accumulated_steps_are_the_mean_over_all_rows(train, make_model):
     """KD and cross-entropy are means over rows, so two halves accumulate to the whole; without dropout, of course."""
     results = []

@@ -140,7 +140,6 @@ class SinKDTrainer(ModuleTrainer):
         self.ce_weight = self.criterion.ce_weight
         if self.architecture != "encoder":
             self.criterion.ce_weight = 0.0
-        self.generator = torch.Generator().manual_seed(args.seed)
         self.terms: dict[str, list[Tensor]] = {}
 
     def compute_loss(
@@ -197,9 +196,11 @@ class SinKDTrainer(ModuleTrainer):
     def _distil_tokens(self, outputs: Any, teacher_logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The cross-entropy is the model's own, over its whole vocabulary; the other terms are over what is selected."""
         args = self.args
+        # Of the step's number, so that a resumed run draws what it would have drawn.
+        generator = torch.Generator().manual_seed(1_000_003 * args.seed + self.state.global_step)
         chosen = select_token_logits(
             outputs.logits, teacher_logits, labels, granularity=args.granularity, shift=self.architecture == "decoder",
-            vocab_ids=self.vocab_ids, topk=args.topk, tau=args.tau, max_rows=args.max_rows, generator=self.generator,
+            vocab_ids=self.vocab_ids, topk=args.topk, tau=args.tau, max_rows=args.max_rows, generator=generator,
             allow_vocab_truncation=args.allow_vocab_truncation,
         )  # fmt: skip
         golds = (
