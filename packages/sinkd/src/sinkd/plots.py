@@ -21,7 +21,7 @@ def plot_training(
     for panel, term in zip(panels, terms, strict=True):
         for number, (name, history) in enumerate(histories.items()):
             points = [(row["epoch"], row[term]) for row in history if term in row]
-            if points:
+            if any(value for _, value in points):  # a term of weight 0 reads 0
                 panel.plot(*zip(*points, strict=True), label=name, color=f"C{number}")
         panel.set(xlabel="epoch", title=titles[term])
         panel.grid(alpha=0.3)

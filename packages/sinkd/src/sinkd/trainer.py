@@ -154,6 +154,7 @@ class SinKDTrainer(ModuleTrainer):
         parts: dict[str, Tensor] = {}
         if teacher_logits is None:
             loss = self._labels_alone(outputs, labels)
+            parts = {"ce": loss.detach()}
         elif self.architecture == "encoder":
             loss, parts = self._distil(outputs.logits, teacher_logits, labels)
         else:
