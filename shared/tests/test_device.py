@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from papercore.ops import autocast_dtype, peak_memory, pick_device, seed_everything
+from papercore.ops import autocast_dtype, full_precision, peak_memory, pick_device, seed_everything
 
 
 def test_cuda_is_preferred_then_mps_then_the_cpu(monkeypatch):
@@ -76,3 +76,43 @@ def test_seeding_repeats_python_numpy_and_torch():
     seed_everything(6)
     assert draw() != first
     seed_everything(2**40)  # numpy takes 32 bits only
+
+
+class TestFullPrecision:
+    @pytest.fixture(autouse=True)
+    def _restored(self):
+        yield
+        torch.set_float32_matmul_precision("highest")
+
+    engines = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+
+    def precisions(self):
+        return [engine.fp32_precision for engine in self.engines]
+
+    @pytest.mark.parametrize("setting", ["highest", "high", "medium"])
+    def test_overrules_the_overall_setting_and_puts_it_back(self, setting):
+        torch.set_float32_matmul_precision(setting)
+        before = self.precisions()
+        with full_precision():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not {"tf32", "bf16"}.intersection(self.precisions())
+            with full_precision():
+                pass
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == setting
+        assert self.precisions() == before
+
+    @pytest.mark.parametrize("engine", [0, 1], ids=["cuda", "mkldnn"])
+    def test_overrules_what_is_set_for_one_engine(self, engine):
+        torch.set_float32_matmul_precision("highest")
+        self.engines[engine].fp32_precision = "tf32"
+        with full_precision():
+            assert self.precisions() == ["ieee", "ieee"]
+        assert self.precisions()[engine] == "tf32"
+        assert self.precisions()[1 - engine] == "ieee"
+
+    def test_puts_it_back_after_an_error(self):
+        torch.set_float32_matmul_precision("medium")
+        with pytest.raises(KeyError), full_precision():
+            raise KeyError
+        assert torch.get_float32_matmul_precision() == "medium"
