@@ -4,7 +4,6 @@ from sinkd.models import from_scratch
 from sinkd.sample import train_tokenizer
 from sinkd.tasks import Examples, generic
 
-torch.set_num_threads(1)
 TEXTS = ["close the file", "open the file and read it", "raise an error", "the error is raised again", "read a line"]
 
 

@@ -11,6 +11,9 @@ app.command(
     "cache-teacher", "sinkd.caching:cache_teacher", help="write a teacher's logits to disk once, for many students"
 )
 app.add_study("sinkd.study:study")
+app.command(
+    "regimes", "sinkd.regimes:regimes", help="where the Sinkhorn term helps: weight, eps, batch, classes; table and plot"
+)
 
 if __name__ == "__main__":
     raise SystemExit(app())

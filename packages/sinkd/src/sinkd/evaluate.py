@@ -87,6 +87,25 @@ def language_loss(
     return {"nats": nats, "perplexity": float(np.exp(nats)), "token_accuracy": float(torch.cat(hits).float().mean())}
 
 
+def language_likeness(
+    model: PreTrainedModel,
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    max_length: int,
+    tau: float,
+    batch_size: int = 32,
+) -> dict[str, float]:
+    """:func:`sinkd.metrics.likeness` of two language models, over all predicted tokens."""
+    rows = encode_language(texts, tokenizer, max_length)
+    batches = zip(*(logits_of(m, tokenizer, rows, batch_size) for m in (model, teacher)), strict=True)
+    near, tokens = [], []
+    for ours, theirs in batches:
+        near.append(likeness(torch.cat(ours).numpy(), torch.cat(theirs).numpy(), tau))
+        tokens.append(sum(map(len, ours)))
+    return {name: float(np.average([n[name] for n in near], weights=tokens)) for name in near[0]}
+
+
 def judge(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

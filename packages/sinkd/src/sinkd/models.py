@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,14 +38,18 @@ class ModelOptions:
     """Who teaches whom."""
 
     teacher: str | None = flag(
-        "folder or Hub name of a model fine-tuned on this task (see --finetune_teacher); none given: on the sample a small model "
-        "from scratch, elsewhere plain fine-tuning of the student",
+        "folder or Hub name of a model fine-tuned on this task (see --finetune_teacher), or scratch:WIDTHxLAYERS; none given: on "
+        "the sample scratch:64x2, elsewhere plain fine-tuning of the student",
         None,
     )
     finetune_teacher: bool = flag("fine-tune the teacher on this task first, in OUTPUT_DIR/teacher", False)
     teacher_epochs: float | None = flag("epochs of that; num_train_epochs if not given", None)
     teacher_learning_rate: float | None = flag("learning rate of that; learning_rate if not given", None)
-    student: str | None = flag("folder or Hub name the student starts from; the teacher if not given", None)
+    student: str | None = flag(
+        "folder or Hub name the student starts from, or scratch:WIDTHxLAYERS; the teacher if not given (on the sample, without a "
+        "teacher either: scratch:32x1)",
+        None,
+    )
     student_layers: int | None = flag("keep only so many of its first layers (paper: 6 of BERT-base's 12)", None)
     student_init: str = flag(
         "pretrained, or copy: then take over all tensors that the fine-tuned teacher has, too", "pretrained"
@@ -72,6 +77,23 @@ def architecture_of(model: PreTrainedModel | PreTrainedConfig) -> str:
     if config.is_encoder_decoder:
         return "encoder-decoder"
     return "decoder" if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names) else "encoder"
+
+
+def scratch_size(name: str | None) -> tuple[int, int] | None:
+    """Width and layers of "scratch:WIDTHxLAYERS"; None for any other name.
+
+    >>> scratch_size("scratch:64x2"), scratch_size("bert-base-uncased")
+    ((64, 2), None)
+
+    Raises:
+        ValueError: for scratch with anything else behind it.
+    """
+    if name is None or name.partition(":")[0] != "scratch":
+        return None
+    size = re.fullmatch(r"scratch:([1-9]\d*)x([1-9]\d*)", name)
+    if size is None:
+        raise ValueError(f"{name}: a model from scratch is named by its width and layers, such as scratch:64x2")
+    return int(size[1]), int(size[2])
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from papercore.lab.study import Interval
 
 
 def plot_training(
@@ -35,3 +36,35 @@ def plot_training(
     last.invert_yaxis()
     last.set(title=metric, xlabel="test split")
     figure.savefig(path, dpi=100)
+
+
+def plot_regimes(
+    gains: Mapping[str, Mapping[tuple[float, float], float]], tested: Mapping[str, Interval | None], path: Path
+) -> None:
+    """What the Sinkhorn term adds to the score on validation rows, by (weight, eps); last, what the tuned loss adds on test rows."""
+    figure = Figure(figsize=(3.0 * len(gains) + 4.2, 3.4), layout="constrained")
+    widths = [1.0] * len(gains) + [1.2]
+    *panels, last = figure.subplots(1, len(gains) + 1, squeeze=False, width_ratios=widths)[0]
+    for panel, (task, of_task) in zip(panels, gains.items(), strict=True):
+        for eps in sorted({eps for _, eps in of_task}):
+            points = sorted((weight, 100 * gain) for (weight, e), gain in of_task.items() if e == eps)
+            panel.plot(*zip(*points, strict=True), marker="o", label=f"eps {eps:g}")
+        panel.axhline(0, color="0.3", linewidth=0.8)
+        panel.set(xscale="log", xlabel="weight of the Sinkhorn term", title=task)
+        panel.grid(alpha=0.3)
+        panel.sharey(panels[0])
+    panels[0].set_ylabel("validation score, points over KL alone")
+    panels[0].legend()
+    for y, task in enumerate(tested):
+        gain = tested[task]
+        if gain is not None:
+            last.plot([100 * gain.low, 100 * gain.high], [y, y], color="tab:red", linewidth=2, alpha=0.5)
+            last.scatter([100 * gain.mean], [y], color="tab:red")
+    last.axvline(0, color="0.3", linewidth=0.8)
+    last.set_yticks(range(len(tested)), list(tested))
+    last.set_ylim(len(tested) - 0.5, -0.5)
+    last.yaxis.tick_right()
+    last.grid(axis="x", alpha=0.3)
+    last.set(title="both tuned", xlabel="test score, points over KL, 95 %")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)

@@ -12,19 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 from papercore.lab.files import write_json
 from papercore.lab.study import Metric, Scale, Study
+from transformers import PreTrainedModel
 
 from sinkd.caching import CacheOptions, write_cache
 from sinkd.encode import fingerprint
+from sinkd.evaluate import language_likeness
 from sinkd.metrics import likeness
 from sinkd.models import ModelOptions, load_model
-from sinkd.readers import DataOptions
+from sinkd.readers import DataOptions, Splits
+from sinkd.tasks import Examples
 from sinkd.teacher_cache import TeacherCache
 from sinkd.train import Setting, TrainOptions, fit_teacher, new_student, prepare, run, suited
 from sinkd.trainer import SinKDConfig
-
-# What a teacher's training shares with its students'; its epochs and learning rate are options of their own.
-RECIPE = ("per_device_train_batch_size", "max_length", "num_train_epochs", "learning_rate", "bf16")
-
 
 def minilm() -> str:
     """The folder of the pretrained encoder that the extra ``study`` installs."""
@@ -38,9 +37,10 @@ def minilm() -> str:
 def train_and_evaluate(options: dict[str, Any], seed: int, folder: Path) -> dict[str, float]:
     """One cell: an arm's loss on one task from one seed. All cells of a task share one teacher and its logits.
 
-    ``role`` is "student" (of the teacher), "alone" or "teacher"; ``split`` says on which rows to judge.
+    ``role`` is "student" (of the teacher), "alone" or "teacher"; ``split`` says on which rows to judge, and ``classes`` keeps the
+    first so many classes of a data set.
     """
-    role, split = options.pop("role", "student"), options.pop("split", "test")
+    role, split, classes = options.pop("role", "student"), options.pop("split", "test"), options.pop("classes", None)
 
     def take(kind: Any) -> Any:
         return kind(**{f.name: options.pop(f.name) for f in dataclasses.fields(kind) if f.name in options})
@@ -49,21 +49,40 @@ def train_and_evaluate(options: dict[str, Any], seed: int, folder: Path) -> dict
     if models.teacher == "minilm":
         models = dataclasses.replace(models, teacher=minilm(), student=minilm(), finetune_teacher=True)
     config = SinKDConfig(output_dir=str(folder), seed=seed, disable_tqdm=True, save_strategy="no", **options)
-    config = suited(config, models)
+    models, config = suited(data, models, config)
     setting = prepare(data, models, train_options, config.max_length, seed=0)  # one split for all seeds
-    if split == "validation":
-        setting.splits.test = setting.splits.validation
-    recipe = {name: options[name] for name in RECIPE if name in options}
-    shared = [dataclasses.asdict(part) for part in (data, models, train_options)]
-    mark = zlib.crc32(json.dumps([shared, recipe], sort_keys=True).encode())
+    if classes is not None:
+        setting.splits = first_classes(setting.splits, classes)
+    setting.splits.test = {"validation": setting.splits.validation, "test": setting.splits.test}[split]
+    recipe = {
+        "num_train_epochs": models.teacher_epochs or config.num_train_epochs,
+        "learning_rate": models.teacher_learning_rate or config.learning_rate,
+        "max_length": config.max_length,
+        "bf16": config.bf16,
+    }
+    defined = dataclasses.asdict(data), dataclasses.asdict(train_options), models.teacher, classes, recipe
+    mark = zlib.crc32(json.dumps(defined, sort_keys=True).encode())
     place = folder.parents[1] / "teachers" / f"{setting.splits.train.task.name}-{mark:08x}"
     teach(setting, models, recipe, place)
     if role == "teacher":
-        return _score(setting, place / "teacher", place, config)
+        return _score(setting, place / "teacher", place, split, config.tau)
     rows = setting.encode(setting.tokenizer)
     cache = None if role == "alone" else TeacherCache.open(place / "cache", fingerprint(rows))
     run(new_student(setting, models, config, None), cache, setting, config, setting.tokenizer, rows)
-    return _score(setting, folder, place, config)
+    return _score(setting, folder, place, split, config.tau)
+
+
+def first_classes(splits: Splits, classes: int) -> Splits:
+    """The rows of the first ``classes`` classes alone, as a task of their own."""
+
+    def part(examples: Examples) -> Examples:
+        labels = examples.labels or []
+        return dataclasses.replace(examples.select([i for i, y in enumerate(labels) if y < classes]), task=task)
+
+    whole = splits.train.task
+    assert whole.labels is not None
+    task = dataclasses.replace(whole, labels=whole.labels[:classes])
+    return Splits(*(part(examples) for examples in (splits.train, splits.validation, splits.test)))
 
 
 def teach(setting: Setting, models: ModelOptions, recipe: dict[str, Any], place: Path) -> None:
@@ -71,29 +90,39 @@ def teach(setting: Setting, models: ModelOptions, recipe: dict[str, Any], place:
     if (place / "done.json").exists():
         return
     config = SinKDConfig(output_dir=str(place), seed=0, disable_tqdm=True, save_strategy="no", **recipe)
-    fit_teacher(setting, models, suited(config, models))
+    fit_teacher(setting, models, config)
     cached = CacheOptions(teacher=str(place / "teacher"), cache=str(place / "cache"), dtype="float32")
     write_cache(setting, cached)
     write_json(place / "done.json", recipe)
 
 
-def _score(setting: Setting, folder: Path, teacher: Path, config: SinKDConfig) -> dict[str, float]:
+def _score(setting: Setting, folder: Path, place: Path, split: str, tau: float) -> dict[str, float]:
     """The decisive metric, and how near the outputs are to the teacher's."""
-    model = load_model(str(folder), setting.architecture, setting.splits.test.task)
+    task = setting.splits.test.task
+    model = load_model(str(folder), setting.architecture, task)
+
+    def teacher() -> PreTrainedModel:
+        return load_model(str(place / "teacher"), setting.architecture, task)
+
     metrics, scores = setting.judge(model, setting.tokenizer)
-    saved = teacher / f"scores-{len(setting.splits.test)}.npy"
-    if scores is None:  # language: log-likelihood of a token
-        return {"score": -metrics["nats"], "agreement": metrics["token_accuracy"], "teacher_l1": metrics["perplexity"]}
+    if scores is None:
+        near = language_likeness(
+            model, teacher(), setting.tokenizer, setting.splits.test.first, setting.max_length, tau
+        )
+        return {"score": -metrics["nats"], **near}
+    saved = place / f"scores-{split}.npy"
     if not saved.exists():
-        theirs = load_model(str(teacher / "teacher"), setting.architecture, setting.splits.test.task)
-        np.save(saved, setting.judge(theirs, setting.tokenizer)[1])
-    theirs_: NDArray[np.float32] = np.load(saved, allow_pickle=False)
-    near = likeness(scores, theirs_, config.tau)
-    return {"score": next(iter(metrics.values())), **near}
+        np.save(saved, setting.judge(teacher(), setting.tokenizer)[1])
+    theirs: NDArray[np.float32] = np.load(saved, allow_pickle=False)
+    return {"score": next(iter(metrics.values())), **likeness(scores, theirs, tau)}
 
 
-def _minilm(name: str, layers: int, **options: Any) -> dict[str, Any]:
-    return {"data": name, "teacher": "minilm", "student_layers": layers, **options}
+def _minilm(name: str, **options: Any) -> dict[str, Any]:
+    return {"data": name, "teacher": "minilm", "student_layers": 2, **options}
+
+
+INTENTS: dict[str, Any] = {"num_train_epochs": 4, "teacher_epochs": 8, "learning_rate": 5e-4}
+SENTENCES: dict[str, Any] = {"num_train_epochs": 3, "teacher_epochs": 4, "learning_rate": 2e-4}
 
 
 study = Study(
@@ -111,6 +140,7 @@ study = Study(
         "CE + TVD": {"beta": 0.0, "kd": "tvd"},
         "CE + Sinkhorn": {"kd": "none", "alpha": 0.0},
         "CE + KL + Sinkhorn, authors' weight": {"reduction": "sum", "scale": 0.001},
+        "CE + KL + Sinkhorn, weight 0.1": {"beta": 0.1},
         "CE + KL + Sinkhorn": {},
         "CE + KL + Sinkhorn, weight 3": {"beta": 3.0},
         "CE + KL + Sinkhorn, debiased": {"debias": True},
@@ -120,15 +150,14 @@ study = Study(
         "quick": Scale({"sample": {"data": "sample"}}, seeds=1, options={"num_train_epochs": 3, "teacher_epochs": 8}),
         "small": Scale(
             {
-                "banking77": _minilm("banking77", 2, max_train=3000, num_train_epochs=4),
-                "clinc150": _minilm("clinc150", 2, max_train=4500, num_train_epochs=4),
-                "sst2": _minilm("sst2", 2, max_train=4000),
-                "rte": _minilm("rte", 3, max_length=96),
-                "cb": _minilm("cb", 3, max_length=96, num_train_epochs=10),
-                "cola": _minilm("cola", 3, max_train=4000),
+                "banking77": _minilm("banking77", max_train=2000, **INTENTS),
+                "clinc150": _minilm("clinc150", max_train=3000, max_test=3000, **INTENTS),
+                "sst2": _minilm("sst2", max_train=2000, **SENTENCES),
+                "cola": _minilm("cola", max_train=3000, **SENTENCES),
+                "cb": _minilm("cb", max_length=96, num_train_epochs=8, teacher_epochs=25, learning_rate=2e-4),
             },
             seeds=3,
-            options={"learning_rate": 1e-4, "teacher_learning_rate": 5e-5, "max_length": 48},
+            options={"teacher_learning_rate": 2e-4, "max_length": 48, "bf16": True},
         ),
     },
     run=train_and_evaluate,

@@ -27,7 +27,15 @@ from sinkd.encode import (
 )
 from sinkd.evaluate import judge, write_record
 from sinkd.metrics import likeness
-from sinkd.models import ModelOptions, architecture_of, copy_shared, from_scratch, load_model, load_tokenizer
+from sinkd.models import (
+    ModelOptions,
+    architecture_of,
+    copy_shared,
+    from_scratch,
+    load_model,
+    load_tokenizer,
+    scratch_size,
+)
 from sinkd.plots import plot_training
 from sinkd.prompts import Prompt, prompt_for, render
 from sinkd.readers import DataOptions, Splits, load
@@ -53,21 +61,23 @@ class TrainOptions:
             raise ValueError(f"objective must be classify or language, got {self.objective!r}")
 
 
-SCRATCH = {"teacher": (64, 2), "student": (32, 1)}  # width and layers of models from scratch
-FROM_SCRATCH = {
-    "learning_rate": 2e-3,
-    "num_train_epochs": 8,
-    "max_length": 48,
-}  # what they need, where nothing else is said
+FROM_SCRATCH = {"learning_rate": 2e-3, "num_train_epochs": 8, "max_length": 48}  # what such models need
 
 
-def suited(config: SinKDConfig, models: ModelOptions) -> SinKDConfig:
-    """The configuration, with another recipe in the place of its defaults if the models start from scratch."""
-    if models.teacher or models.student or models.teacher_cache:
-        return config
-    defaults = {f.name: f.default for f in dataclasses.fields(config)}
-    changes: dict[str, Any] = {k: v for k, v in FROM_SCRATCH.items() if getattr(config, k) == defaults[k]}
-    return dataclasses.replace(config, **changes)
+def suited(
+    data: DataOptions, models: ModelOptions, config: SinKDConfig
+) -> tuple[ModelOptions, SinKDConfig]:
+    """On the sample, two small models where none is named. For models from scratch, another recipe where the defaults stand."""
+    if data.data == "sample":
+        if models.teacher is None and models.student is None:
+            models = dataclasses.replace(models, student="scratch:32x1")
+        if models.teacher is None and models.teacher_cache is None:
+            models = dataclasses.replace(models, teacher="scratch:64x2")
+    if scratch_size(models.student or models.teacher):
+        defaults = {f.name: f.default for f in dataclasses.fields(config)}
+        changes: dict[str, Any] = {k: v for k, v in FROM_SCRATCH.items() if getattr(config, k) == defaults[k]}
+        config = dataclasses.replace(config, **changes)
+    return models, config
 
 
 @dataclass
@@ -110,16 +120,19 @@ def prepare(data: DataOptions, models: ModelOptions, options: TrainOptions, max_
     """Read the data, settle on an architecture, load the tokenizers."""
     transformers.utils.logging.disable_progress_bar()  # of weights read and written: milliseconds
     splits = load(data, seed)
-    teacher, student = models.teacher, models.student or models.teacher
-    if student is None and data.data != "sample" and models.teacher_cache is None:
-        raise ValueError("give --teacher, a folder or Hub name, or --student alone to fine-tune it without a teacher")
-    kind = models.architecture or (architecture_of(AutoConfig.from_pretrained(student)) if student else None)
+    names = [name for name in (models.student, models.teacher) if name is not None]
+    if not names:
+        raise ValueError(
+            "give --teacher, a folder, a Hub name or scratch:WIDTHxLAYERS, or --student alone to fine-tune it without a teacher"
+        )
+    pretrained = [name for name in names if scratch_size(name) is None]
+    kind = models.architecture or (architecture_of(AutoConfig.from_pretrained(pretrained[0])) if pretrained else None)
     architecture = kind or ("decoder" if options.objective == "language" else "encoder")
     if options.objective == "language" and architecture != "decoder":
         raise ValueError(f"--objective language needs a decoder, not an {architecture}")
     texts = splits.train.first + (splits.train.second or [])
-    tokenizer = load_tokenizer(student) if student else train_tokenizer(texts)
-    theirs = load_tokenizer(teacher) if teacher else None
+    tokenizer = load_tokenizer(pretrained[0]) if pretrained else train_tokenizer(texts)
+    theirs = load_tokenizer(pretrained[-1]) if models.teacher in pretrained else None
     if theirs is not None and theirs.get_vocab() == tokenizer.get_vocab():
         theirs = None
     if theirs is not None and architecture != "encoder":
@@ -135,7 +148,9 @@ def prepare(data: DataOptions, models: ModelOptions, options: TrainOptions, max_
 def fit_teacher(setting: Setting, models: ModelOptions, config: SinKDConfig) -> PreTrainedModel:
     """The teacher, fine-tuned on the labels alone first if it is asked for, or from scratch; in OUTPUT_DIR/teacher."""
     task = setting.splits.train.task
-    if models.teacher is not None and not models.finetune_teacher:
+    assert models.teacher is not None
+    size = scratch_size(models.teacher)
+    if size is None and not models.finetune_teacher:
         return load_model(models.teacher, setting.architecture, task)
     own = dataclasses.replace(
         config,
@@ -145,8 +160,8 @@ def fit_teacher(setting: Setting, models: ModelOptions, config: SinKDConfig) -> 
     )
     seed_everything(config.seed)
     tokenizer = setting.teacher_tokenizer or setting.tokenizer
-    if models.teacher is None:
-        model = from_scratch(setting.architecture, task, tokenizer, *SCRATCH["teacher"])
+    if size:
+        model = from_scratch(setting.architecture, task, tokenizer, *size)
     else:
         model = load_model(models.teacher, setting.architecture, task, new_head=True)
     return run(model, None, setting, own, tokenizer, setting.encode(tokenizer)).model
@@ -158,8 +173,10 @@ def new_student(
     """The student before training, the same for each loss."""
     seed_everything(config.seed)
     task, name = setting.splits.train.task, models.student or models.teacher
-    if name is None:
-        return from_scratch(setting.architecture, task, setting.tokenizer, *SCRATCH["student"])
+    assert name is not None
+    size = scratch_size(name)
+    if size:
+        return from_scratch(setting.architecture, task, setting.tokenizer, *size)
     student = load_model(name, setting.architecture, task, models.student_layers, new_head=True)
     if models.student_init == "copy":
         if teacher is None:
@@ -206,7 +223,7 @@ def train(
     """The verb ``train``: fit, save, judge on the test split, and draw."""
     config.output_dir = config.output_dir or f"runs/sinkd-{data.name}"
     folder = Path(config.output_dir)
-    config = suited(config, models)
+    models, config = suited(data, models, config)
     setting = prepare(data, models, options, config.max_length, config.seed)
     rows = setting.encode(setting.tokenizer)
     results: dict[str, dict[str, float]] = {}
@@ -214,7 +231,7 @@ def train(
     teacher_scores = None
     if models.teacher_cache is not None:
         teacher = TeacherCache.open(models.teacher_cache, fingerprint(rows))
-    elif models.teacher is not None or data.data == "sample":
+    elif models.teacher is not None:
         teacher = fit_teacher(setting, models, config)
         results["teacher"], teacher_scores = setting.judge(teacher, setting.teacher_tokenizer or setting.tokenizer)
     own = "student alone" if teacher is None else "SinKD"
