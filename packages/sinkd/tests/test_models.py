@@ -11,6 +11,7 @@ from sinkd.models import (
     from_scratch,
     load_model,
     load_tokenizer,
+    scratch_size,
 )
 from sinkd.tasks import generic
 from transformers import AutoConfig, GPTNeoConfig, GPTNeoForCausalLM
@@ -99,6 +100,12 @@ def test_a_tokenizer_without_padding_gets_some(tokenizer, tmp_path):
 def test_regression_has_one_output(tokenizer):
     model = from_scratch("encoder", generic("scores", None), tokenizer, 32, 1)
     assert model.config.num_labels == 1
+
+
+@pytest.mark.parametrize("name", ["scratch:", "scratch:64", "scratch:0x2", "scratch:64x2x2", "scratch"])
+def test_a_size_from_scratch_that_is_none(name):
+    with pytest.raises(ValueError, match=f"{name}: a model from scratch is named by its width and layers"):
+        scratch_size(name)
 
 
 @pytest.mark.parametrize(

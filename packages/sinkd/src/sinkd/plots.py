@@ -26,7 +26,8 @@ def plot_training(
                 panel.plot(*zip(*points, strict=True), label=name, color=f"C{number}")
         panel.set(xlabel="epoch", title=titles[term])
         panel.grid(alpha=0.3)
-        panel.legend()
+        if panel.lines:
+            panel.legend()
     metric = next(iter(next(iter(results.values()))))
     values = [metrics[metric] for metrics in results.values()]
     colours = [f"C{list(histories).index(name)}" if name in histories else "0.5" for name in results]

@@ -115,6 +115,7 @@ def gains_of(tried: Comparison, task: str) -> dict[tuple[float, float], float]:
 
 
 def _chosen(options: dict[str, Any], seed: int, folder: Path) -> dict[str, float]:
-    """A cell of the second part. Its seeds are not those of the search."""
+    """A cell of the second part, with the search's teachers. Its seeds are not those of the search."""
     choice = options.pop("choices")[options.pop("loss")]
-    return train_and_evaluate({**options, **choice}, 100 + seed, folder)
+    beside = folder.parents[2] / "search" / folder.parent.name / f"test-{folder.name}"
+    return train_and_evaluate({**options, **choice}, 100 + seed, beside)
