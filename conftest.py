@@ -1,4 +1,4 @@
-"""One thread for all tests: their models are tiny, and a process that a test starts must compute the same bits as the test's own."""
+"""One thread for all tests: their models are tiny, and a process that a test starts must compute the same bits."""
 
 import os
 

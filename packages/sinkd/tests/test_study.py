@@ -1,8 +1,13 @@
+from dataclasses import fields
+
 import pytest
 from papercore.lab.study import ReproduceOptions
 from sinkd.loss import SinKDLoss
+from sinkd.models import ModelOptions
 from sinkd.readers import DataOptions, load
 from sinkd.study import first_classes, study, train_and_evaluate
+from sinkd.train import TrainOptions
+from sinkd.trainer import SinKDConfig
 
 QUICK = {"data": "sample", "max_train": 64, "max_test": 32, "num_train_epochs": 1}
 
@@ -15,7 +20,9 @@ def test_all_cells_of_a_task_share_one_teacher(tmp_path):
     cell(tmp_path, "kl", beta=0.0)
     (teacher,) = (tmp_path / "teachers").iterdir()
     before = (teacher / "teacher" / "model.safetensors").stat().st_mtime_ns
-    ours = cell(tmp_path, "sinkd", seed=1, learning_rate=1e-3, per_device_train_batch_size=16, teacher_learning_rate=2e-3)
+    ours = cell(
+        tmp_path, "sinkd", seed=1, learning_rate=1e-3, per_device_train_batch_size=16, teacher_learning_rate=2e-3
+    )
     itself = cell(tmp_path, "teacher", role="teacher")
     assert list((tmp_path / "teachers").iterdir()) == [teacher]
     assert (teacher / "teacher" / "model.safetensors").stat().st_mtime_ns == before
@@ -66,3 +73,12 @@ def test_every_arm_is_a_loss(name):
 def test_a_task_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="no task 'x'"):
         study.reproduce(ReproduceOptions(output_dir=str(tmp_path), tasks=["x"]))
+
+
+@pytest.mark.parametrize("scale", ["small", "full"])
+def test_every_flag_of_a_task_is_known(scale):
+    """A name that nothing reads would end in the engine's configuration, which refuses it."""
+    known = {f.name for kind in (DataOptions, ModelOptions, TrainOptions, SinKDConfig) for f in fields(kind)}
+    for task in study.scales[scale].tasks:
+        for arm in study.arms:
+            assert set(study._options(study.scales[scale], task, arm)) <= known | {"role"}

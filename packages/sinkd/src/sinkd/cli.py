@@ -12,7 +12,9 @@ app.command(
 )
 app.add_study("sinkd.study:study")
 app.command(
-    "regimes", "sinkd.regimes:regimes", help="where the Sinkhorn term helps: weight, eps, batch, classes; table and plot"
+    "regimes",
+    "sinkd.regimes:regimes",
+    help="where the Sinkhorn term helps: weight, eps, batch, classes; table and plot",
 )
 
 if __name__ == "__main__":

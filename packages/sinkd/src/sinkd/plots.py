@@ -42,7 +42,7 @@ def plot_training(
 def plot_regimes(
     gains: Mapping[str, Mapping[tuple[float, float], float]], tested: Mapping[str, Interval | None], path: Path
 ) -> None:
-    """What the Sinkhorn term adds to the score on validation rows, by (weight, eps); last, what the tuned loss adds on test rows."""
+    """What the Sinkhorn term adds on validation rows, by (weight, eps); last, what the tuned loss adds on test rows."""
     figure = Figure(figsize=(3.0 * len(gains) + 4.2, 3.4), layout="constrained")
     widths = [1.0] * len(gains) + [1.2]
     *panels, last = figure.subplots(1, len(gains) + 1, squeeze=False, width_ratios=widths)[0]

@@ -19,7 +19,7 @@ COMMON = [
     {"kd_temperature": temperature, "alpha": alpha, "learning_rate": rate}
     for temperature in (1.0, 2.0, 4.0)
     for alpha in (0.5, 0.9)
-    for rate in (5e-4, 1.5e-3)
+    for rate in (5e-4, 1e-3)
 ]
 TERMS = [{"beta": weight, "eps": eps} for weight in WEIGHTS for eps in EPS]
 PARTNERS = np.random.default_rng(0).permutation(len(COMMON)).tolist()

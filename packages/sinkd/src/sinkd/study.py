@@ -25,6 +25,7 @@ from sinkd.teacher_cache import TeacherCache
 from sinkd.train import Setting, TrainOptions, fit_teacher, new_student, prepare, run, suited
 from sinkd.trainer import SinKDConfig
 
+
 def minilm() -> str:
     """The folder of the pretrained encoder that the extra ``study`` installs."""
     try:
@@ -121,14 +122,15 @@ def _minilm(name: str, **options: Any) -> dict[str, Any]:
     return {"data": name, "teacher": "minilm", "student_layers": 2, **options}
 
 
-INTENTS: dict[str, Any] = {"num_train_epochs": 4, "teacher_epochs": 8, "learning_rate": 5e-4}
+SHARED: dict[str, Any] = {"teacher_learning_rate": 2e-4, "per_device_train_batch_size": 16, "bf16": True}
+INTENTS: dict[str, Any] = {"num_train_epochs": 4, "teacher_epochs": 8, "learning_rate": 7e-4}
 SENTENCES: dict[str, Any] = {"num_train_epochs": 3, "teacher_epochs": 4, "learning_rate": 2e-4}
 
 # A language model of CLINC150's questions; its vocabulary has 2,000 tokens.
 LANGUAGE: dict[str, Any] = {
     "data": "clinc150", "objective": "language", "max_train": 6000, "max_test": 1000,
     "teacher": "scratch:256x4", "teacher_epochs": 6, "teacher_learning_rate": 1e-3,
-    "student": "scratch:64x1", "num_train_epochs": 3, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "max_rows": 96,
+    "student": "scratch:64x1", "num_train_epochs": 3, "learning_rate": 3e-3, "max_rows": 96,
 }  # fmt: skip
 
 
@@ -165,7 +167,17 @@ study = Study(
                 "tokens": LANGUAGE,
             },
             seeds=3,
-            options={"teacher_learning_rate": 2e-4, "max_length": 48, "bf16": True},
+            options={**SHARED, "max_length": 48},
+        ),
+        "full": Scale(
+            {
+                **{name: _minilm(name, **INTENTS) for name in ("banking77", "clinc150")},
+                **{name: _minilm(name, **SENTENCES) for name in ("sst2", "cola", "rte", "mrpc")},
+                "cb": _minilm("cb", num_train_epochs=8, teacher_epochs=25, learning_rate=2e-4),
+                "tokens": {**LANGUAGE, "max_train": None, "max_test": None, "max_rows": 512},
+            },
+            seeds=10,
+            options={**SHARED, "max_length": 128},
         ),
     },
     run=train_and_evaluate,

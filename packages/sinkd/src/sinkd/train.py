@@ -64,9 +64,7 @@ class TrainOptions:
 FROM_SCRATCH = {"learning_rate": 2e-3, "num_train_epochs": 8, "max_length": 48}  # what such models need
 
 
-def suited(
-    data: DataOptions, models: ModelOptions, config: SinKDConfig
-) -> tuple[ModelOptions, SinKDConfig]:
+def suited(data: DataOptions, models: ModelOptions, config: SinKDConfig) -> tuple[ModelOptions, SinKDConfig]:
     """On the sample, two small models where none is named. For models from scratch, another recipe where the defaults stand."""
     if data.data == "sample":
         if models.teacher is None and models.student is None:
