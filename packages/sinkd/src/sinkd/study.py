@@ -83,7 +83,7 @@ def first_classes(splits: Splits, classes: int) -> Splits:
     whole = splits.train.task
     assert whole.labels is not None
     task = dataclasses.replace(whole, labels=whole.labels[:classes])
-    return Splits(*(part(examples) for examples in (splits.train, splits.validation, splits.test)))
+    return Splits(part(splits.train), part(splits.validation), part(splits.test))
 
 
 def teach(setting: Setting, models: ModelOptions, recipe: dict[str, Any], place: Path) -> None:
