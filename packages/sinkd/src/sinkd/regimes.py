@@ -51,13 +51,13 @@ search = Study(
             {
                 "20 classes, batch 16": _clinc150(20, 16, 12),
                 "20 classes, batch 64": _clinc150(20, 64, 12),
-                "150 classes, batch 16": _clinc150(150, 16, 4),
-                "150 classes, batch 64": _clinc150(150, 64, 4),
+                "60 classes, batch 16": _clinc150(60, 16, 6),
+                "60 classes, batch 64": _clinc150(60, 64, 6),
             },
             seeds=1,
             options={
                 "data": "clinc150", "teacher": "minilm", "student_layers": 2, "max_train": 2000, "max_length": 48,
-                "teacher_learning_rate": 2e-4, "teacher_epochs": 8, "bf16": True, "split": "validation",
+                "teacher_learning_rate": 2e-4, "teacher_epochs": 12, "bf16": True, "warmup_steps": 0.1, "split": "validation",
             },
         ),
     },
