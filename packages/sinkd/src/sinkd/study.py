@@ -149,7 +149,6 @@ study = Study(
         "CE + TVD": {"beta": 0.0, "kd": "tvd"},
         "CE + Sinkhorn": {"kd": "none", "alpha": 0.0},
         "CE + KL + Sinkhorn, authors' weight": {"reduction": "sum", "scale": 0.001},
-        "CE + KL + Sinkhorn, weight 0.1": {"beta": 0.1},
         "CE + KL + Sinkhorn": {},
         "CE + KL + Sinkhorn, weight 3": {"beta": 3.0},
         "CE + KL + Sinkhorn, debiased": {"debias": True},
