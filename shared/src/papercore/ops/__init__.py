@@ -1,7 +1,9 @@
 """Tensor operations that more than one paper needs; torch only."""
 
+from papercore.ops.contrastive import info_nce
 from papercore.ops.device import autocast_dtype, full_precision, peak_memory, pick_device, seed_everything
 from papercore.ops.distributed import gather_features
+from papercore.ops.memory_bank import MemoryBank
 from papercore.ops.pairwise import pairwise_lp
 from papercore.ops.transport import (
     SinkhornResult,
@@ -12,11 +14,13 @@ from papercore.ops.transport import (
 )
 
 __all__ = [
+    "MemoryBank",
     "SinkhornResult",
     "autocast_dtype",
     "balanced_assignment",
     "full_precision",
     "gather_features",
+    "info_nce",
     "pairwise_lp",
     "peak_memory",
     "pick_device",

@@ -1,0 +1,96 @@
+"""Losses over all pairs of rows whose matrix of logits is never whole: the one primitive under the contrastive losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from papercore.ops.device import full_precision
+
+# Of a block of logits: small enough for a processor's cache, large enough for its matrix products.
+_BYTES, _MOST_ROWS = 2**25, 256
+
+# (logits of some rows, which rows) -> loss of each; the logits are overwritten by their gradient. The first column is the
+# row's own positive, where rows have one apart from the keys.
+RowLoss = Callable[[Tensor, slice], Tensor]
+
+
+def streamed(
+    queries: Tensor,
+    keys: Tensor,
+    scale: Tensor,
+    row_loss: RowLoss,
+    weights: Tensor,
+    own: Tensor | None = None,
+    block_rows: int | None = None,
+) -> Tensor:
+    """sum_i weights_i loss_i of the logits scale <queries_i, keys_j>, in O(block x columns) memory, backward included.
+
+    Every row of logits is formed once, and its gradient with it, so that backward has only to multiply. All tensors are of one
+    floating dtype, at least float32; ``weights`` are constants.
+    """
+    return _Streamed.apply(queries, keys, scale, own, weights, row_loss, block_rows)
+
+
+class _Streamed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        keys: Tensor,
+        scale: Tensor,
+        own: Tensor | None,
+        weights: Tensor,
+        row_loss: RowLoss,
+        block_rows: int | None,
+    ) -> Tensor:
+        wants_queries, wants_keys, wants_scale, wants_own = ctx.needs_input_grad[:4]
+        columns = len(keys) + (own is not None)
+        rows = block_rows or max(1, min(_MOST_ROWS, _BYTES // (columns * keys.element_size())))
+        total = scale.new_zeros(())
+        grad_queries = torch.empty_like(queries) if wants_queries or wants_scale else None
+        grad_keys = torch.zeros_like(keys) if wants_keys else None
+        grad_own = torch.empty_like(own) if own is not None and wants_own else None
+        logits = queries.new_empty(min(rows, len(queries)), columns)  # one buffer for all blocks
+        with full_precision():
+            for start in range(0, len(queries), rows):
+                part = slice(start, min(start + rows, len(queries)))
+                q, block = queries[part], logits[: part.stop - part.start]
+                pairs = block[:, columns - len(keys) :]
+                torch.mm(q, keys.T, out=pairs) if own is None else pairs.copy_(q @ keys.T)
+                if own is not None:
+                    block[:, 0] = (q * own[part]).sum(1)
+                losses = row_loss(block.mul_(scale), part)
+                total += (weights[part] * losses).sum()
+                block *= weights[part].unsqueeze(1)
+                if grad_queries is not None:
+                    grad_queries[part] = pairs @ keys
+                    if own is not None:
+                        grad_queries[part] += block[:, :1] * own[part]
+                if grad_keys is not None:
+                    grad_keys.addmm_(pairs.T, q)
+                if grad_own is not None:
+                    grad_own[part] = block[:, :1] * q
+        # The gradient of the scale, sum_ij G_ij <q_i, k_j>, is that of the queries times the queries.
+        grad_scale = (grad_queries * queries).sum() if grad_queries is not None and wants_scale else None
+        ctx.save_for_backward(grad_queries if wants_queries else None, grad_keys, grad_scale, grad_own, scale)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        grad_queries, grad_keys, grad_scale, grad_own, scale = ctx.saved_tensors
+        of_rows = [None if g is None else g * (upstream * scale) for g in (grad_queries, grad_keys, grad_own)]
+        return (
+            of_rows[0],
+            of_rows[1],
+            None if grad_scale is None else grad_scale * upstream,
+            of_rows[2],
+            None,
+            None,
+            None,
+        )
