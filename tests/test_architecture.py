@@ -15,7 +15,7 @@ PUBLIC = {
     "ECLSTMConfig ECLSTMTrainer",
     "sinkd": "SinKDLoss kl reverse_kl js generalized_jsd tvd sample_l1 select_token_logits SinKDConfig SinKDTrainer",
     "papercore.ops": "sinkhorn sinkhorn_cost sinkhorn_divergence pairwise_lp balanced_assignment gather_features pick_device "
-    "autocast_dtype peak_memory seed_everything",
+    "autocast_dtype peak_memory seed_everything info_nce MemoryBank",
 }
 
 

@@ -225,7 +225,7 @@ class TestEdges:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"logit_scale": 0}, "logit_scale is 1 / temperature and must be positive, got 0"),
+            ({"logit_scale": 0.0}, "logit_scale is 1 / temperature and must be positive, got 0.0"),
             ({"reduction": "none"}, "reduction must be mean or sum, got 'none'"),
             ({"positives": torch.zeros(3, dtype=torch.long)}, r"positives \(3,\) does not fit 4 queries and 6 keys"),
             ({"positives": lambda part: torch.zeros(1, 6)}, "positives of rows 0 to 4 are"),

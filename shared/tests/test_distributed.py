@@ -93,4 +93,5 @@ if __name__ == "__main__":
     this_rank = int(sys.argv[1])
     dist.init_process_group("gloo", init_method=Path(sys.argv[2]).as_uri(), rank=this_rank, world_size=WORLD)
     work(this_rank)
+    dist.barrier()  # so that neither leaves while the other is talking
     dist.destroy_process_group()

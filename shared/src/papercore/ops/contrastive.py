@@ -21,14 +21,14 @@ _TINY = 1e-30  # below this a probability is 0: processors multiply denormal num
 
 def info_nce(
     queries: Float[Tensor, "n d"],
-    keys: Float[Tensor, "m d"],
+    keys: Float[Tensor, "m key_d"],
     logit_scale: float | Float[Tensor, ""] = 1.0,
     *,
     positives: Rows | None = None,
-    own_positives: Float[Tensor, "n d"] | None = None,
+    own_positives: Float[Tensor, "own_n own_d"] | None = None,
     mask: Rows | None = None,
     log_weights: Tensor | Callable[[Tensor, slice], Tensor] | None = None,
-    row_weights: Float[Tensor, " n"] | None = None,
+    row_weights: Float[Tensor, " weights"] | None = None,
     symmetric: bool = False,
     gather: bool = False,
     group: dist.ProcessGroup | None = None,
@@ -78,7 +78,7 @@ def info_nce(
     if symmetric:
         matrices: dict[str, Any] = {"positives": positives, "mask": mask, "log_weights": log_weights}
         _check_symmetric(queries, keys, matrices, own_positives, gather)
-        turned = {name: None if matrix is None else matrix.mT for name, matrix in matrices.items()}
+        turned: dict[str, Any] = {name: None if matrix is None else matrix.mT for name, matrix in matrices.items()}
         shared: dict[str, Any] = {
             "row_weights": row_weights,
             "gather": gather,

@@ -35,7 +35,7 @@ class MemoryBank(nn.Module):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def enqueue(self, keys: Float[Tensor, "n dim"]) -> None:
+    def enqueue(self, keys: Float[Tensor, "*n dim"]) -> None:
         """Write over the oldest keys, around the end if need be.
 
         Raises:
