@@ -161,7 +161,7 @@ study = Study(
                 "banking77": _minilm("banking77", max_train=2000, **INTENTS),
                 "clinc150": _minilm("clinc150", max_train=3000, max_test=3000, **INTENTS),
                 "sst2": _minilm("sst2", max_train=2000, **SENTENCES),
-                "cola": _minilm("cola", max_train=2000, **SENTENCES),
+                "cola": _minilm("cola", max_train=3000, num_train_epochs=4, teacher_epochs=4, learning_rate=4e-4),
                 "cb": _minilm("cb", max_length=96, num_train_epochs=8, teacher_epochs=25, learning_rate=2e-4),
                 "tokens": LANGUAGE,
             },
