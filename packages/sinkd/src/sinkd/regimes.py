@@ -14,11 +14,12 @@ from sinkd.plots import plot_regimes
 from sinkd.study import train_and_evaluate
 
 WEIGHTS, EPS = (0.1, 0.5, 2.0, 8.0), (0.02, 0.1, 0.5)
-# Twelve trials for each loss. A trial of SinKD repeats one of KL with the term added: which with which weight is drawn once.
+# Twelve trials for each loss; alpha 0 is cross-entropy alone. A trial of SinKD repeats one of KL with the term added: which
+# of them with which weight and eps is drawn once.
 COMMON = [
     {"kd_temperature": temperature, "alpha": alpha, "learning_rate": rate}
-    for temperature in (1.0, 2.0, 4.0)
-    for alpha in (0.5, 0.9)
+    for temperature in (1.0, 2.0)
+    for alpha in (0.0, 0.5, 0.9)
     for rate in (5e-4, 1e-3)
 ]
 TERMS = [{"beta": weight, "eps": eps} for weight in WEIGHTS for eps in EPS]
