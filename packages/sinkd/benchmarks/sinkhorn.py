@@ -4,7 +4,7 @@ All of them in one process, in turn, round after round, so that a machine whose 
 Each does 20 iterations at eps 0.1 between clouds of softmax outputs, L1 cost, and differentiates the transport cost (geomloss:
 its own value) with respect to the student's outputs. geomloss chooses its own number of iterations; scaling=0.9 is near 20.
 
-    uv run --group peers python packages/sinkd/benchmarks/sinkhorn.py [--sizes 16x2 64x3 256x3] [--rounds 15] [--batched 1024x32]
+    uv run --group peers python packages/sinkd/benchmarks/sinkhorn.py [--threads 1] [--sizes 16x2 64x3] [--batched 1024x32]
 """
 
 from __future__ import annotations
@@ -176,11 +176,16 @@ if __name__ == "__main__":
         "--sizes", nargs="*", default=["16x2", "64x3", "256x3", "32x1000", "1024x8", "4096x2", "64x32000"]
     )
     parser.add_argument("--batched", nargs="*", default=["1024x32"])
+    parser.add_argument("--steps", nargs="*", default=["32x3x128"], help="of BERT-base: batch x classes x tokens")
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     print(f"{datetime.date.today()}, {machine()}, {torch.get_num_threads()} threads; {versions('sinkd')}", flush=True)
     print(f"POT {ot.__version__}, geomloss {geomloss.__version__}", flush=True)
-    compare(options.sizes, options.rounds)
+    if options.sizes:
+        compare(options.sizes, options.rounds)
     for each in options.batched:
         batched(each, options.rounds)
-    overhead(32, 3, 128)
+    for each in options.steps:
+        overhead(*map(int, each.split("x")))
