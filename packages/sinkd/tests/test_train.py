@@ -52,7 +52,7 @@ def test_students_start_equal_and_end_differently(trained):
     def record(folder):
         return json.loads((folder / "options.json").read_text())
 
-    assert record(trained)["beta"] == 0.8
+    assert record(trained)["beta"] == 0.03
     assert record(trained / "KD-alone")["beta"] == 0.0
     metrics = json.loads((trained / "metrics.json").read_text())
     assert len({m["teacher_l1"] for name, m in metrics.items() if name != "teacher"}) == 3
@@ -70,7 +70,7 @@ def test_eval_reads_it(trained, capsys):
 def test_the_same_command_goes_on_and_another_one_is_refused(trained, capsys):
     assert app(["train", *QUICK, "--output_dir", str(trained)]) == 0
     assert app(["train", *QUICK, "--beta", "3", "--output_dir", str(trained)]) == 2
-    assert "beta 0.8, now 3.0" in capsys.readouterr().err
+    assert "beta 0.03, now 3.0" in capsys.readouterr().err
 
 
 def test_a_file_a_teacher_and_its_first_layers(table, trained, tmp_path):

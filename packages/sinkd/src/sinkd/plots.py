@@ -52,6 +52,7 @@ def plot_regimes(
             panel.plot(*zip(*points, strict=True), marker="o", label=f"eps {eps:g}")
         panel.axhline(0, color="0.3", linewidth=0.8)
         panel.set(xscale="log", xlabel="weight of the Sinkhorn term", title=task)
+        panel.set_yscale("symlog", linthresh=5)  # small gains beside collapses
         panel.grid(alpha=0.3)
         panel.sharey(panels[0])
     panels[0].set_ylabel("validation score, points over KL alone")
