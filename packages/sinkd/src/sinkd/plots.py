@@ -39,6 +39,9 @@ def plot_training(
     figure.savefig(path, dpi=100)
 
 
+LOWEST = -12.0  # gain that is drawn: small gains stand beside collapses
+
+
 def plot_regimes(
     gains: Mapping[str, Mapping[tuple[float, float], float]], tested: Mapping[str, Interval | None], path: Path
 ) -> None:
@@ -47,15 +50,15 @@ def plot_regimes(
     widths = [1.0] * len(gains) + [1.2]
     *panels, last = figure.subplots(1, len(gains) + 1, squeeze=False, width_ratios=widths)[0]
     for panel, (task, of_task) in zip(panels, gains.items(), strict=True):
+        if panel is not panels[0]:
+            panel.sharey(panels[0])  # before there is something in it, or its own range is lost
         for eps in sorted({eps for _, eps in of_task}):
-            points = sorted((weight, 100 * gain) for (weight, e), gain in of_task.items() if e == eps)
+            points = sorted((weight, max(LOWEST, 100 * gain)) for (weight, e), gain in of_task.items() if e == eps)
             panel.plot(*zip(*points, strict=True), marker="o", label=f"eps {eps:g}")
         panel.axhline(0, color="0.3", linewidth=0.8)
         panel.set(xscale="log", xlabel="weight of the Sinkhorn term", title=task)
-        panel.set_yscale("symlog", linthresh=5)  # small gains beside collapses
         panel.grid(alpha=0.3)
-        panel.sharey(panels[0])
-    panels[0].set_ylabel("validation score, points over KL alone")
+    panels[0].set_ylabel(f"validation score, points over KL alone\n(collapses are cut at {LOWEST:g})")
     panels[0].legend()
     for y, task in enumerate(tested):
         gain = tested[task]

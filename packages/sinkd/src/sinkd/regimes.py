@@ -46,7 +46,7 @@ search = Study(
         "quick": Scale(
             {"sample": {"data": "sample", "max_train": 100, "num_train_epochs": 1, "teacher_epochs": 1}},
             seeds=1,
-            options={"split": "validation"},
+            options={"split": "validation", "teacher_learning_rate": 2e-3},
         ),
         "small": Scale(
             {
