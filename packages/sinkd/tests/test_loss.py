@@ -619,6 +619,7 @@ for case in torch.load(f"{folder}/cases.pt"):
     results.append([*(part.detach() for part in out), weights.grad / 2])
     weights.grad = None
 torch.save(results, f"{folder}/{rank}.pt")
+dist.barrier()  # so that neither leaves while the other is talking
 dist.destroy_process_group()
 """
 
