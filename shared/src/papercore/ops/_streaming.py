@@ -61,7 +61,7 @@ class _Streamed(torch.autograd.Function):
                 part = slice(start, min(start + rows, len(queries)))
                 q, block = queries[part], logits[: part.stop - part.start]
                 pairs = block[:, columns - len(keys) :]
-                torch.mm(q, keys.T, out=pairs) if own is None else pairs.copy_(q @ keys.T)
+                torch.mm(q, keys.T, out=pairs)
                 if own is not None:
                     block[:, 0] = (q * own[part]).sum(1)
                 losses = row_loss(block.mul_(scale), part)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -141,15 +140,15 @@ def _cross_entropy(
     def row_loss(logits: Tensor, part: slice) -> Tensor:
         pairs = logits[:, int(has_own) :]
         column = hard(part, logits.device)
-        kept = None if column is None else logits.gather(1, column.unsqueeze(1))
+        place = None if column is None else column.unsqueeze(1)
+        kept = None if place is None else logits.gather(1, place)
         if log_weights is not None:
             pairs += log_weights[part] if isinstance(log_weights, Tensor) else log_weights(pairs, part)
         if mask is not None:
             pairs.masked_fill_(~(mask(part) if callable(mask) else mask[part]), -torch.inf)
-        if kept is not None:  # weights and masks are of negatives
-            logits.scatter_(1, column.unsqueeze(1), kept)  # type: ignore[union-attr]
-            target = None
-            gold = kept.squeeze(1)
+        if place is not None and kept is not None:  # weights and masks are of negatives
+            logits.scatter_(1, place, kept)
+            target, gold = None, kept.squeeze(1)
         else:
             assert positives is not None
             target = positives(part) if callable(positives) else positives[part]
@@ -158,13 +157,12 @@ def _cross_entropy(
         top = logits.amax(1, keepdim=True).nan_to_num(neginf=0.0)  # a row without any target may be masked whole
         logits.sub_(top).exp_()
         total = logits.sum(1, keepdim=True).clamp_min(torch.finfo(logits.dtype).tiny)
-        F.threshold_(  # type: ignore[attr-defined]
-            logits.div_(total), _TINY, 0.0
-        )
+        torch.threshold_(logits.div_(total), _TINY, 0.0)
         log_total = total.log().add_(top)
-        if target is None:
-            logits.scatter_add_(1, column.unsqueeze(1), -torch.ones_like(top))  # type: ignore[union-attr]
+        if place is not None:
+            logits.scatter_add_(1, place, -torch.ones_like(top))
             return log_total.squeeze(1) - gold
+        assert target is not None
         mass = target.sum(1, keepdim=True)
         torch.sub(pairs.mul_(mass), target, out=pairs)
         return torch.where(mass > 0, mass * log_total, 0.0).squeeze(1) - gold
