@@ -18,11 +18,39 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from papercore.lab.files import write_json
 
 
-class ModuleTrainer(Trainer):
+class OneBar:
+    """For a transformers Trainer, before it among the bases: one progress bar with loss and time left is all that is printed,
+    and early stopping goes on where a run was interrupted."""
+
+    def __init__(self, *positional: Any, **kwargs: Any) -> None:
+        # Or early stopping would count epochs without improvement anew.
+        kwargs["args"].restore_callback_states_from_checkpoint = True
+        super().__init__(*positional, **kwargs)
+        trainer: Any = self
+        self.bar = ProgressBar() if trainer.pop_callback(ProgressCallback) else None
+        if self.bar:
+            trainer.add_callback(self.bar)
+        trainer.pop_callback(PrinterCallback)
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        trainer: Any = super()
+        if isinstance(resume_from_checkpoint, str):
+            state = TrainerState.load_from_json(f"{resume_from_checkpoint}/trainer_state.json")
+            stopped = state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
+            if stopped and state.global_step < state.max_steps:  # early; the engine would train on before it noticed
+                self.args.max_steps = state.global_step  # type: ignore[attr-defined]
+        try:
+            return trainer.train(resume_from_checkpoint, *args, **kwargs)
+        finally:  # also when interrupted: what is said next stands on a line of its own
+            if self.bar:
+                self.bar.close()
+
+
+class ModuleTrainer(OneBar, Trainer):
     """A transformers Trainer for models that are ``PyTorchModelHubMixin`` modules.
 
     Its checkpoints are what the model's own ``save_pretrained`` writes (safetensors and config.json) beside the engine's
-    state; a data set with ``__getitems__`` hands over whole batches; and one progress bar shows loss and time left.
+    state, and a data set with ``__getitems__`` hands over whole batches.
     """
 
     model: Any  # the module itself, not one of the engine's own classes
@@ -31,25 +59,7 @@ class ModuleTrainer(Trainer):
         if hasattr(kwargs["train_dataset"], "__getitems__"):
             kwargs.setdefault("data_collator", whole_batch)
             kwargs["args"].remove_unused_columns = False  # the engine would look for them item by item
-        # Or early stopping would count epochs without improvement anew.
-        kwargs["args"].restore_callback_states_from_checkpoint = True
         super().__init__(**kwargs)
-        self.bar = ProgressBar() if self.pop_callback(ProgressCallback) else None
-        if self.bar:
-            self.add_callback(self.bar)
-        self.pop_callback(PrinterCallback)
-
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(resume_from_checkpoint, str):
-            state = TrainerState.load_from_json(f"{resume_from_checkpoint}/trainer_state.json")
-            stopped = state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
-            if stopped and state.global_step < state.max_steps:  # early; the engine would train on before it noticed
-                self.args.max_steps = state.global_step
-        try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
-        finally:  # also when interrupted: what is said next stands on a line of its own
-            if self.bar:
-                self.bar.close()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:

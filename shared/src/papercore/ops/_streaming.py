@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from papercore.ops.device import full_precision
 
 # Of a block of logits: small enough for a processor's cache, large enough for its matrix products.
-_BYTES, _MOST_ROWS = 2**25, 256
+_BYTES, _MOST_ROWS = 2**25, 128
 
 # (logits of some rows, which rows) -> loss of each; the logits are overwritten by their gradient. The first column is the
 # row's own positive, where rows have one apart from the keys.
@@ -27,8 +27,9 @@ def streamed(
     weights: Tensor,
     own: Tensor | None = None,
     block_rows: int | None = None,
-) -> Tensor:
-    """sum_i weights_i loss_i of the logits scale <queries_i, keys_j>, in O(block x columns) memory, backward included.
+) -> tuple[Tensor, Tensor]:
+    """sum_i weights_i loss_i of the logits scale <queries_i, keys_j>, in O(block x columns) memory, backward included; and the
+    loss of each row, without a gradient.
 
     Every row of logits is formed once, and its gradient with it, so that backward has only to multiply. All tensors are of one
     floating dtype, at least float32; ``weights`` are constants.
@@ -47,11 +48,11 @@ class _Streamed(torch.autograd.Function):
         weights: Tensor,
         row_loss: RowLoss,
         block_rows: int | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         wants_queries, wants_keys, wants_scale, wants_own = ctx.needs_input_grad[:4]
         columns = len(keys) + (own is not None)
         rows = block_rows or max(1, min(_MOST_ROWS, _BYTES // (columns * keys.element_size())))
-        total = scale.new_zeros(())
+        losses = queries.new_empty(len(queries))
         grad_queries = torch.empty_like(queries) if wants_queries or wants_scale else None
         grad_keys = torch.zeros_like(keys) if wants_keys else None
         grad_own = torch.empty_like(own) if own is not None and wants_own else None
@@ -59,30 +60,30 @@ class _Streamed(torch.autograd.Function):
         with full_precision():
             for start in range(0, len(queries), rows):
                 part = slice(start, min(start + rows, len(queries)))
-                q, block = queries[part], logits[: part.stop - part.start]
+                q, weight, block = queries[part], weights[part].unsqueeze(1), logits[: part.stop - part.start]
                 pairs = block[:, columns - len(keys) :]
-                torch.mm(q, keys.T, out=pairs)
+                torch.mm(q * scale, keys.T, out=pairs)  # scales and weights touch q, which is smaller than the block
                 if own is not None:
-                    block[:, 0] = (q * own[part]).sum(1)
-                losses = row_loss(block.mul_(scale), part)
-                total += (weights[part] * losses).sum()
-                block *= weights[part].unsqueeze(1)
+                    block[:, 0] = (q * own[part]).sum(1) * scale
+                losses[part] = row_loss(block, part)
                 if grad_queries is not None:
                     grad_queries[part] = pairs @ keys
                     if own is not None:
                         grad_queries[part] += block[:, :1] * own[part]
+                    grad_queries[part] *= weight
                 if grad_keys is not None:
-                    grad_keys.addmm_(pairs.T, q)
+                    grad_keys.addmm_(pairs.T, q * weight)
                 if grad_own is not None:
-                    grad_own[part] = block[:, :1] * q
+                    grad_own[part] = block[:, :1] * q * weight
         # The gradient of the scale, sum_ij G_ij <q_i, k_j>, is that of the queries times the queries.
         grad_scale = (grad_queries * queries).sum() if grad_queries is not None and wants_scale else None
         ctx.save_for_backward(grad_queries if wants_queries else None, grad_keys, grad_scale, grad_own, scale)
-        return total
+        ctx.mark_non_differentiable(losses)
+        return (weights * losses).sum(), losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_queries, grad_keys, grad_scale, grad_own, scale = ctx.saved_tensors
         of_rows = [None if g is None else g * (upstream * scale) for g in (grad_queries, grad_keys, grad_own)]
         return (

@@ -15,6 +15,8 @@ from papercore.ops.distributed import gather_features
 
 # A matrix of rows and columns, or a function that gives its rows when they are needed.
 Rows = Tensor | Callable[[slice], Tensor]
+# (block of logits, its rows) -> what is to be added to it, or None where the function has done so itself.
+LogWeights = Callable[[Tensor, slice], Tensor | None]
 _TINY = 1e-30  # below this a probability is 0: processors multiply denormal numbers slowly
 
 
@@ -26,12 +28,13 @@ def info_nce(
     positives: Rows | None = None,
     own_positives: Float[Tensor, "own_n own_d"] | None = None,
     mask: Rows | None = None,
-    log_weights: Tensor | Callable[[Tensor, slice], Tensor] | None = None,
+    log_weights: Tensor | LogWeights | None = None,
     row_weights: Float[Tensor, " weights"] | None = None,
     symmetric: bool = False,
     gather: bool = False,
     group: dist.ProcessGroup | None = None,
     reduction: str = "mean",
+    row_losses: Float[Tensor, " losses"] | None = None,
     block_rows: int | None = None,
 ) -> Float[Tensor, ""]:
     r"""Cross-entropy of each query's softmax over all keys, in memory O(block x m + (n + m) d), backward included.
@@ -53,13 +56,14 @@ def info_nce(
         own_positives: a positive of each query that is not among the keys, such as MoCo's, whose keys are a queue.
         mask: bool (n, m), True keeps a pair; or a function of a slice of rows.
         log_weights: (n, m), w, constants, added to the logits; -inf masks. A function gets (the block s <q, k>, its slice of
-            rows). Where a query has one positive, as a key's number or its own, mask and weights leave that one alone.
+            rows), and may add them in place and return None. Where a query has one positive, as a key's number or its own, mask and weights leave that one alone.
         row_weights: v, constants, >= 0: the mean is sum(v L) / sum(v).
         symmetric: the mean of both directions, as CLIP (n = m); row i is the positive of row i, or ``positives`` are bool.
         gather: keys of all ranks; positives and masks count columns over them, rows on this rank alone. The average that
             data-parallel training takes of the ranks' gradients is that of the global mean loss.
         reduction: "mean" or "sum".
-        block_rows: rows formed at a time; None: as many as fit 32 MiB, at most 256.
+        row_losses: (n), is filled with each query's loss, for logs.
+        block_rows: rows formed at a time; None: as many as fit 32 MiB, at most 128.
 
     A row without any negative has loss and gradient 0.
 
@@ -72,9 +76,12 @@ def info_nce(
         tensor(True)
     """
     _check(queries, keys, logit_scale, own_positives, reduction)
-    if row_weights is not None and row_weights.shape != queries.shape[:1]:
-        raise ValueError(f"row_weights {tuple(row_weights.shape)} do not fit queries {tuple(queries.shape)}: one a row")
+    for name, of_rows in (("row_weights", row_weights), ("row_losses", row_losses)):
+        if of_rows is not None and of_rows.shape != queries.shape[:1]:
+            raise ValueError(f"{name} {tuple(of_rows.shape)} do not fit queries {tuple(queries.shape)}: one a row")
     if symmetric:
+        if row_losses is not None:
+            raise ValueError("symmetric=True has two losses for each row: leave row_losses out")
         matrices: dict[str, Any] = {"positives": positives, "mask": mask, "log_weights": log_weights}
         _check_symmetric(queries, keys, matrices, own_positives, gather)
         turned: dict[str, Any] = {name: None if matrix is None else matrix.mT for name, matrix in matrices.items()}
@@ -105,7 +112,10 @@ def info_nce(
             weights = weights / weights.sum().clamp_min(torch.finfo(dtype).tiny)
         own = None if own_positives is None else own_positives.to(dtype)
         row_loss = _cross_entropy(positives, own is not None, offset, mask, log_weights, len(queries), len(others))
-        return streamed(queries.to(dtype), others.to(dtype), scale, row_loss, weights, own, block_rows)
+        loss, losses = streamed(queries.to(dtype), others.to(dtype), scale, row_loss, weights, own, block_rows)
+        if row_losses is not None:
+            row_losses.copy_(losses)
+        return loss
 
 
 def _cross_entropy(
@@ -113,7 +123,7 @@ def _cross_entropy(
     has_own: bool,
     offset: int,
     mask: Rows | None,
-    log_weights: Tensor | Callable[[Tensor, slice], Tensor] | None,
+    log_weights: Tensor | LogWeights | None,
     n: int,
     m: int,
 ) -> RowLoss:
@@ -143,7 +153,9 @@ def _cross_entropy(
         place = None if column is None else column.unsqueeze(1)
         kept = None if place is None else logits.gather(1, place)
         if log_weights is not None:
-            pairs += log_weights[part] if isinstance(log_weights, Tensor) else log_weights(pairs, part)
+            added = log_weights[part] if isinstance(log_weights, Tensor) else log_weights(pairs, part)
+            if added is not None:
+                pairs += added
         if mask is not None:
             pairs.masked_fill_(~(mask(part) if callable(mask) else mask[part]), -torch.inf)
         if place is not None and kept is not None:  # weights and masks are of negatives
@@ -154,11 +166,13 @@ def _cross_entropy(
             target = positives(part) if callable(positives) else positives[part]
             target = _shares(target, pairs, part)
             gold = (target * pairs.masked_fill(target == 0, 0.0)).sum(1)
-        top = logits.amax(1, keepdim=True).nan_to_num(neginf=0.0)  # a row without any target may be masked whole
-        logits.sub_(top).exp_()
-        total = logits.sum(1, keepdim=True).clamp_min(torch.finfo(logits.dtype).tiny)
-        torch.threshold_(logits.div_(total), _TINY, 0.0)
-        log_total = total.log().add_(top)
+        top = logits.amax(1, keepdim=True)
+        torch.softmax(logits, 1, out=logits)
+        log_total = top - logits.amax(1, keepdim=True).log()  # the largest probability is e^(top - log_total)
+        if place is None:  # a row without any target may be masked whole
+            log_total.masked_fill_(top == -torch.inf, 0.0)
+            logits.masked_fill_(top == -torch.inf, 0.0)
+        torch.threshold_(logits, _TINY, 0.0)
         if place is not None:
             logits.scatter_add_(1, place, -torch.ones_like(top))
             return log_total.squeeze(1) - gold

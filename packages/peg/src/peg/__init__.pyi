@@ -1,0 +1,9 @@
+from .loss import HardnessSchedule as HardnessSchedule
+from .loss import ProgressiveOutput as ProgressiveOutput
+from .loss import WeightSchedule as WeightSchedule
+from .loss import progressive_info_nce as progressive_info_nce
+from .metrics import retrieval_metrics as retrieval_metrics
+from .mine import mine_hard_negatives as mine_hard_negatives
+from .sentence_loss import ProgressiveContrastiveLoss as ProgressiveContrastiveLoss
+from .trainer import PegConfig as PegConfig
+from .trainer import PegTrainer as PegTrainer
