@@ -46,9 +46,11 @@ def contestants(queries: Tensor, positives: Tensor, negatives: Tensor) -> dict[s
 
     def ours(hardness: float) -> Callable[[], float]:
         return stepping(
-            lambda: progressive_info_nce(
-                queries, positives, list(negatives), temperature=TEMPERATURE, hardness=hardness
-            ).loss
+            lambda: (
+                progressive_info_nce(
+                    queries, positives, list(negatives), temperature=TEMPERATURE, hardness=hardness
+                ).loss
+            )
         )
 
     def mnrl(**options: object) -> Callable[[], float]:

@@ -60,25 +60,15 @@ def test_equal_documents_come_in_their_order_wherever_blocks_end():
     assert scores[0].tolist() == [2.0] * 5 + [0.0] * 2
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_memory_is_bounded_even_if_all_scores_are_equal(tied):
+@pytest.mark.parametrize("tied", [1, 3, 600])
+def test_memory_is_bounded_even_where_all_scores_are_equal(tied):
     generator = torch.Generator().manual_seed(0)
     queries, documents = (torch.randn(size, generator=generator) for size in ((512, 16), (8000, 16)))
-    if tied:
-        queries.zero_()
+    queries[::tied] = 0
     budget = 4 * 2**20  # all scores would take 16 MB
     with peak_memory() as peak:
         top_k(queries, documents, 10, memory=budget)
-    assert peak.bytes < budget + 4 * 512 * 10 * 12
-
-
-def test_a_query_finds_the_same_alone_and_among_others():
-    generator = torch.Generator().manual_seed(0)
-    queries, documents = (torch.randn(size, generator=generator) for size in ((65, 32), (500, 32)))
-    together = top_k(queries, documents, 20)
-    apart = top_k(queries, documents, 20, memory=64 * 500 * 16)
-    assert torch.equal(together[0], apart[0])
-    assert torch.equal(together[1], apart[1])
+    assert peak.bytes < budget + 512 * 10 * (4 + 8)
 
 
 def test_no_queries():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,9 +70,8 @@ class PegCollator:
             "mask": mask.view(len(rows), self.hard_negatives),
         }
         if self.mask_known:
-            batch["candidate_ids"] = torch.tensor(
-                [[_number(text), -1 if id is None else _number(f"id {id}")] for text, id in candidates]
-            )
+            ids = [(_number(text), -1 if id is None else _number(f"id {id}")) for text, id in candidates]
+            batch["candidate_ids"] = torch.from_numpy(np.array(ids))  # faster than torch.tensor of lists
             batch["positive_ids"] = _known(rows)
         if self.sources:
             batch["sources"] = torch.tensor([self._source(row) for row in rows])

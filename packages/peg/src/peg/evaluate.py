@@ -11,6 +11,7 @@ from papercore.lab.cli import flag
 from papercore.lab.files import write_json
 from papercore.lab.report import console, print_table
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 
 from peg.bm25 import bm25_run
 from peg.data import RetrievalData, read_beir
@@ -38,28 +39,45 @@ def read_split(data: str, split: str) -> RetrievalData:
 
 
 def model_run(
-    model: SentenceTransformer, data: RetrievalData, k: int = 100, *, batch_size: int = 64
+    model: SentenceTransformer,
+    data: RetrievalData,
+    k: int = 100,
+    *,
+    batch_size: int = 64,
+    documents: Tensor | None = None,
 ) -> dict[str, list[str]]:
-    """Each query's k documents of highest cosine, best first; equal ones in the order of the corpus."""
+    """Each query's k documents of highest cosine, best first; equal ones in the order of the corpus.
+
+    Args:
+        documents: the corpus's embeddings, if they are known.
+    """
     queries = encode_texts(model, list(data.queries.values()), side="query", batch_size=batch_size)
-    documents = encode_texts(model, list(data.corpus.values()), side="passage", batch_size=batch_size)
+    if documents is None:
+        documents = encode_texts(model, list(data.corpus.values()), side="passage", batch_size=batch_size)
     ids = list(data.corpus)
     found = top_k(queries, documents, k)[1].tolist()
     return {query: [ids[i] for i in row] for query, row in zip(data.queries, found, strict=True)}
 
 
 def evaluate(
-    model: SentenceTransformer, data: RetrievalData, *, ks: Sequence[int] = (10, 100), batch_size: int = 64
+    model: SentenceTransformer,
+    data: RetrievalData,
+    *,
+    ks: Sequence[int] = (10, 100),
+    batch_size: int = 64,
+    documents: Tensor | None = None,
 ) -> RetrievalMetrics:
     """The metrics of a model's exact search, by cosine.
 
     Args:
-        ks: cutoffs. batch_size: texts encoded at a time.
+        ks: cutoffs. batch_size: texts encoded at a time. documents: the corpus's embeddings, if they are known.
 
     Raises:
         ValueError: as :func:`peg.metrics.retrieval_metrics` and :func:`peg.encode.encode_texts`.
     """
-    return retrieval_metrics(model_run(model, data, max(ks), batch_size=batch_size), data.qrels, ks=ks)
+    return retrieval_metrics(
+        model_run(model, data, max(ks), batch_size=batch_size, documents=documents), data.qrels, ks=ks
+    )
 
 
 @dataclass

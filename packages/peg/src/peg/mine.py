@@ -36,6 +36,7 @@ def mine_hard_negatives(
     margin: float = 0.05,
     seed: int = 0,
     batch_size: int = 64,
+    documents: Tensor | None = None,
 ) -> dict[str, list[str]]:
     """For each query, documents that the model ranks high without being relevant, drawn at random.
 
@@ -58,6 +59,7 @@ def mine_hard_negatives(
         relative: 0 to 1; None keeps documents whatever they score.
         margin: of a cosine, at least 0.
         batch_size: texts encoded at a time.
+        documents: the corpus's embeddings, if they are known.
 
     Returns:
         query id -> document ids.
@@ -79,7 +81,8 @@ def mine_hard_negatives(
             f"no positive document for {len(lonely)} of {len(data.queries)} queries: {', '.join(lonely[:5])}; leave them out"
         )
     queries = encode_texts(model, list(data.queries.values()), side="query", batch_size=batch_size)
-    documents = encode_texts(model, list(data.corpus.values()), side="passage", batch_size=batch_size)
+    if documents is None:
+        documents = encode_texts(model, list(data.corpus.values()), side="passage", batch_size=batch_size)
     ids, texts = list(data.corpus), list(data.corpus.values())
     number = {id: i for i, id in enumerate(ids)}
     mined: dict[str, list[str]] = {}

@@ -7,11 +7,12 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, Transformer
 from sentence_transformers.util import is_sentence_transformer_model
 from tokenizers import Tokenizer
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel
 
 from peg.sample import train_tokenizer
 
@@ -63,7 +64,7 @@ def new_model(name: str, texts: Iterable[str]) -> SentenceTransformer | None:
     if kind == "static":
         return static_model(tokenizer.backend_tokenizer, int(size[1]))
     width, layers = int(size[2]), int(size[3])
-    config = BertConfig(  # type: ignore[call-arg]
+    config = BertConfig(
         hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=max(1, width // 32),
         vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
@@ -76,6 +77,10 @@ def new_model(name: str, texts: Iterable[str]) -> SentenceTransformer | None:
 def static_model(tokenizer: Tokenizer, width: int, weights: object = None) -> SentenceTransformer:
     """Mean of token embeddings, of length 1; ``weights`` (tokens, width) to begin with."""
     embedding = StaticEmbedding(tokenizer, embedding_weights=weights, embedding_dim=width)  # type: ignore[arg-type]
+    if (
+        weights is None
+    ):  # rows of length 1, as those of pretrained tables about are: the library's are longer, and learn late
+        torch.nn.init.normal_(embedding.embedding.weight, std=width**-0.5)
     return SentenceTransformer(modules=[embedding, Normalize()], device=None)
 
 

@@ -24,9 +24,7 @@ def memory_plan(model: SentenceTransformer, config: PegConfig, rows: datasets.Da
     b, k = config.per_device_train_batch_size, config.hard_negatives
     candidates = b * (1 + k)
     world = config.world_size if config.gather else 1
-    collate = PegCollator(
-        model.preprocess, k, query_length=config.query_length, passage_length=config.passage_length
-    )
+    collate = PegCollator(model.preprocess, k, query_length=config.query_length, passage_length=config.passage_length)
     some = rows.select(range(min(SEEN, b, len(rows))))
     passages = collate(list(some))["passages"]
     mask = passages.get("attention_mask")
@@ -39,7 +37,9 @@ def memory_plan(model: SentenceTransformer, config: PegConfig, rows: datasets.Da
         share = 1.0
     else:
         encoded = f"measured on {len(some)} queries' passages, all {b} at once"
-    passages = {key: value.to(model.device) if isinstance(value, torch.Tensor) else value for key, value in passages.items()}
+    passages = {
+        key: value.to(model.device) if isinstance(value, torch.Tensor) else value for key, value in passages.items()
+    }
     with peak_memory(model.device) as peak:
         embeddings = encode_features(model, passages)
         embeddings.sum().backward()
@@ -59,4 +59,6 @@ def memory_plan(model: SentenceTransformer, config: PegConfig, rows: datasets.Da
                              f"{4 * b * columns / MIB:,.0f} MiB"),
     }  # fmt: skip
     total = sum(size for size, _ in held.values())
-    return [[name, f"{size / MIB:,.0f}", how] for name, (size, how) in held.items()] + [["together", f"{total / MIB:,.0f}", ""]]
+    return [[name, f"{size / MIB:,.0f}", how] for name, (size, how) in held.items()] + [
+        ["together", f"{total / MIB:,.0f}", ""]
+    ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from papercore.lab.study import Interval
 
 PANELS = (
     ("loss", "loss"),
@@ -16,9 +17,7 @@ PANELS = (
 )
 
 
-def plot_training(
-    history: Sequence[Mapping[str, Any]], results: Mapping[str, Mapping[str, float]], path: Path
-) -> None:
+def plot_training(history: Sequence[Mapping[str, Any]], results: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """Loss, probability of the positive, hardness and effective negatives over the steps; metrics before and after."""
     figure = Figure(figsize=(15, 3.2), layout="constrained")
     *panels, last = figure.subplots(1, len(PANELS) + 1)
@@ -32,7 +31,9 @@ def plot_training(
     names = [name for name in next(iter(results.values()), {}) if name in ("nDCG@10", "MRR@10", "Recall@10")]
     for number, (when, metrics) in enumerate(results.items()):
         places = [i + 0.4 * number for i in range(len(names))]
-        bars = last.bar(places, [metrics[name] for name in names], 0.36, label=when, color=("0.6", "tab:red")[number % 2])
+        bars = last.bar(
+            places, [metrics[name] for name in names], 0.36, label=when, color=("0.6", "tab:red")[number % 2]
+        )
         last.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
     last.set_xticks([i + 0.2 for i in range(len(names))], names)
     last.set(title="on the test data", ylim=(0, 1))
@@ -40,5 +41,33 @@ def plot_training(
         last.legend()
     else:
         last.text(0.5, 0.5, "no test data", ha="center", transform=last.transAxes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+def plot_schedules(
+    scores: Mapping[str, Sequence[tuple[float, float]]], gains: Mapping[str, Interval | None], path: Path
+) -> None:
+    """Each trial's validation nDCG@10 by its temperature, a line for each family; beside it what the best of each family
+    adds on test queries to the best constant temperature."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, (family, points) in enumerate(scores.items()):
+        style = {"color": "0.2", "linewidth": 2.5} if number == 0 else {"alpha": 0.8}
+        left.plot(*zip(*sorted(points), strict=True), marker=".", label=family, **style)
+    left.set(xscale="log", xlabel="temperature", ylabel="nDCG@10 on validation queries", title="all trials")
+    left.grid(alpha=0.3)
+    left.legend(fontsize=7)
+    for y, gain in enumerate(gains.values()):
+        if gain is not None:
+            right.plot([100 * gain.low, 100 * gain.high], [y, y], color="tab:red", linewidth=2, alpha=0.5)
+            right.scatter([100 * gain.mean], [y], color="tab:red")
+    right.axvline(0, color="0.3", linewidth=0.8)
+    right.set_yticks(range(len(gains)), list(gains))
+    right.set_ylim(len(gains) - 0.5, -0.5)
+    right.grid(axis="x", alpha=0.3)
+    right.set(
+        title="best of each family, new seeds", xlabel="test nDCG@10, points over the best constant temperature, 95 %"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)

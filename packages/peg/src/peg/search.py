@@ -14,8 +14,9 @@ from torch import Tensor
 from peg.encode import encode_texts, load_embeddings, read_documents
 from peg.models import load_model
 
-BYTES = 64  # of working memory for a score, in the worst case that all of them are equal
+GROUP = 32  # neighbouring documents, of which only the best is looked at first
 ROWS = 256  # queries at once that keep a matrix product fast
+SCORE_BYTES, CANDIDATE_BYTES = 17, 100  # of working memory for a score, and for one that may be among the best
 LAST = 2**32 - 1  # documents at most
 
 
@@ -24,12 +25,12 @@ def top_k(
     documents: Tensor,
     k: int,
     *,
-    memory: int = 256 * 2**20,
+    memory: int = 128 * 2**20,
     backend: Literal["torch", "faiss"] = "torch",
 ) -> tuple[Tensor, Tensor]:
     """Scores and indices of each query's k documents of largest inner product, best first.
 
-    Exact in float32. Documents of equal score come in the order of ``documents``, at the k-th place, too.
+    Exact in float32. Documents whose scores come out equal are in the order of ``documents``, at the k-th place, too.
 
     Args:
         queries: (n, d). documents: (m, d), on the same device.
@@ -41,7 +42,8 @@ def top_k(
         (n, min(k, m)) float32 scores and int64 indices.
 
     Raises:
-        ValueError: for k below 1, no documents, widths that differ, an unknown backend, or a value that is not finite (naming tensor and row).
+        ValueError: for k below 1, no documents, widths that differ, an unknown backend, or a value that is not finite (naming
+            tensor and row).
         ModuleNotFoundError: for the backend faiss without it.
 
     >>> scores, indices = top_k(torch.eye(2), torch.tensor([[0.0, 1], [0, 1], [1, 0]]), k=2)
@@ -67,48 +69,51 @@ def top_k(
     k = min(k, len(documents))
     if backend == "faiss":
         return _faiss(queries, documents, k)
-    if not len(queries):
-        return queries.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=queries.device)
-    width = min(len(documents), max(k, memory // (BYTES * ROWS)))
-    rows = min(len(queries), max(1, memory // (BYTES * width)))
-    buffer = queries.new_empty(rows * (width + width // k))
-    found = []
+    scores = queries.new_empty(len(queries), k)
+    indices = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
+    width = min(len(documents), max(k, memory // (SCORE_BYTES * ROWS)))
+    rows = max(1, memory // (SCORE_BYTES * width + CANDIDATE_BYTES * 2 * k))
     with full_precision():
-        for part in queries.tensor_split(
-            -(-len(queries) // rows)
-        ):  # parts of like size: one row alone rounds otherwise
-            best = torch.empty(len(part), 0, dtype=torch.int64, device=queries.device)
-            for first in range(0, len(documents), width):
-                keys = _best(part, documents[first : first + width], first, k, buffer)
-                best = torch.cat([best, keys], 1)
-                best = best.sort(dim=1, descending=True).values[:, :k] if first else best
-            found.append(best)
-    return _decode(torch.cat(found))
+        for first in range(0, len(queries), rows):
+            part = slice(first, first + rows)
+            best = torch.empty(len(queries[part]), 0, dtype=torch.int64, device=queries.device)
+            for start in range(0, len(documents), width):
+                best = torch.cat([best, _best(queries[part], documents[start : start + width], start, k)], 1)
+                best = best.sort(dim=1, descending=True).values[:, :k] if start else best
+            scores[part], indices[part] = _decode(best)
+    return scores, indices
 
 
-def _best(queries: Tensor, documents: Tensor, first: int, k: int, buffer: Tensor) -> Tensor:
-    """(n, min(k, m)) keys, descending, of the best of these documents, whose numbers start at ``first``.
+def _best(queries: Tensor, documents: Tensor, start: int, k: int) -> Tensor:
+    """(n, min(k, m)) keys, descending, of the best of these documents, whose numbers begin at ``start``.
 
     Neighbouring documents form groups. The k-th best of the groups' best scores cannot exceed the k-th best score, so few
     groups, and few of their members, are left to sort.
     """
     n, m = len(queries), len(documents)
     k = min(k, m)
-    size = max(1, m // (2 * k))
+    size = max(1, min(GROUP, m // (2 * k)))
     groups = -(-m // size)
-    scores = buffer[: n * groups * size].view(n, groups * size)
+    scores = queries.new_empty(n, groups * size)
     torch.mm(queries, documents.T, out=scores[:, :m])
     scores[:, m:] = -torch.inf
     tops = scores.view(n, groups, size).amax(2)
     floor = tops.topk(k, sorted=False).values.amin(1)
     row, group = (tops >= floor[:, None]).nonzero(as_tuple=True)
     members = scores.view(n * groups, size).index_select(0, row * groups + group)
-    pair, member = (members >= floor[row, None]).nonzero(as_tuple=True)
+    left = members >= floor[row, None]
+    counts = torch.zeros(n, dtype=torch.int64, device=scores.device).index_add(
+        0, row, left.view(torch.int8).sum(1, dtype=torch.int8).long()
+    )
+    most = int(counts.max())
+    if most > 2 * k + m // 16:  # many scores are equal; in parts, for each takes 40 bytes here
+        numbers = torch.arange(start, start + m, device=scores.device)
+        return torch.cat([_encode(part, numbers).topk(k).values for part in scores[:, :m].tensor_split(8)])
+    pair, member = left.nonzero(as_tuple=True)
     row, document = row[pair], group[pair] * size + member
-    counts = row.bincount(minlength=n)
     column = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    keys = torch.full((n, int(counts.max())), torch.iinfo(torch.int64).min, device=row.device)
-    keys[row, column] = _encode(members[pair, member], first + document)
+    keys = torch.full((n, most), torch.iinfo(torch.int64).min, device=row.device)
+    keys[row, column] = _encode(members[pair, member], start + document)
     return keys.sort(dim=1, descending=True).values[:, :k]
 
 

@@ -12,6 +12,13 @@ from transformers import TrainerCallback
 from peg.grad_cache import Features, encode_features
 from peg.loss import HardnessSchedule, ProgressiveOutput, WeightSchedule, progressive_info_nce
 
+CITATION = """@article{wu2023peg,
+  title = {Towards Robust Text Retrieval with Progressive Learning},
+  author = {Wu, Tong and Qin, Yulei and Zhang, Enwei and Xu, Zihan and Gao, Yuting and Li, Ke and Sun, Xing},
+  journal = {arXiv preprint arXiv:2311.11691},
+  year = {2023}
+}"""
+
 
 class ProgressiveContrastiveLoss(nn.Module):
     """:func:`peg.progressive_info_nce` of a SentenceTransformer, whose hardness follows the training's optimiser steps.
@@ -147,6 +154,11 @@ class ProgressiveContrastiveLoss(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """What a model card says."""
         return {"schedule": repr(self.schedule), "query_weighting": self.query_weighting, **self.options}
+
+    @property
+    def citation(self) -> str:
+        """For the model card."""
+        return CITATION
 
 
 class _Steps(TrainerCallback):

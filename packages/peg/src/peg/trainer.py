@@ -167,15 +167,18 @@ class PegTrainer(OneBar, SentenceTransformerTrainer):
             gather=bool(args.gather), micro_batch_tokens=args.micro_batch_tokens,
         )  # fmt: skip
 
-    def get_data_collator(
-        self, model: SentenceTransformer, args: PegConfig, processing_class: Any = None
-    ) -> PegCollator:
+    def get_data_collator(self, model: Any, args: Any, processing_class: Any = None) -> Any:
         return PegCollator(
             model.preprocess, args.hard_negatives, args.seed, sources=self.source_names, mask_known=args.mask_known,
             query_prompt=args.query_prompt or model.prompts.get("query"),
             passage_prompt=args.passage_prompt or model.prompts.get("document"),
             query_length=args.query_length, passage_length=args.passage_length,
         )  # fmt: skip
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Name the loss in the model's card, but put no texts of the training data there, as the base class does."""
+        self.model.model_card_data.add_tags("generated_from_trainer")  # or an old card would stay
+        self.model.model_card_data.set_losses([self.loss])  # type: ignore[list-item]
 
     def collect_features(self, inputs: dict[str, Any]) -> tuple[list[Any], Any]:
         return [inputs["queries"], inputs["passages"]], inputs["batch"]
