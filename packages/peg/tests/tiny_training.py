@@ -33,11 +33,10 @@ def bert(width=32, layers=1, seed=0, dropout=0.1):
 
 
 def set_dropout(model, p):
+    """That of all layers; attention reads it from there, too."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = p
-        if isinstance(getattr(module, "dropout_prob", None), float):
-            module.dropout_prob = p
     return model
 
 

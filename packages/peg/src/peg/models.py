@@ -69,7 +69,7 @@ def new_model(name: str, texts: Iterable[str]) -> SentenceTransformer | None:
         vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:  # sentence-transformers takes folders
-        BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+        BertModel(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return _with_pooling(Transformer(folder), "mean")
 
