@@ -14,6 +14,8 @@ PUBLIC = {
     "eclstm": "ECLSTMCell ECLSTM ECLSTMRegressor load_keras_weights CMAPSS RunToFailure piecewise_rul rul_score hyperband "
     "ECLSTMConfig ECLSTMTrainer",
     "sinkd": "SinKDLoss kl reverse_kl js generalized_jsd tvd sample_l1 select_token_logits SinKDConfig SinKDTrainer",
+    "peg": "progressive_info_nce HardnessSchedule ProgressiveContrastiveLoss PegConfig PegTrainer mine_hard_negatives "
+    "retrieval_metrics",
     "papercore.ops": "sinkhorn sinkhorn_cost sinkhorn_divergence pairwise_lp balanced_assignment gather_features pick_device "
     "autocast_dtype peak_memory seed_everything info_nce MemoryBank",
 }

@@ -133,7 +133,7 @@ class TestSchedule:
         model = static().train()
         losses = []
         for difficulty in ("cosine", "margin"):
-            loss = ProgressiveContrastiveLoss(model, HardnessSchedule(0, 5, difficulty=difficulty), temperature=0.1)
+            loss = ProgressiveContrastiveLoss(model, HardnessSchedule(0.0, 5.0, difficulty=difficulty), temperature=0.1)
             loss.step, loss.total_steps = 10, 10
             losses.append(loss(features(model)).item())
         assert abs(losses[0] - losses[1]) > 0.01

@@ -199,4 +199,4 @@ class _Follow(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if isinstance(self.trainer.data_collator, PegCollator):
-            self.trainer.data_collator.epoch = round(state.epoch or 0)
+            self.trainer.data_collator.epoch = int(state.epoch or 0)  # of a resumed run it has a fraction
