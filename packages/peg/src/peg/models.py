@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_model
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, Transformer
 from sentence_transformers.util import is_sentence_transformer_model
@@ -69,7 +70,10 @@ def new_model(name: str, texts: Iterable[str]) -> SentenceTransformer | None:
         vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:  # sentence-transformers takes folders
-        BertModel(config).save_pretrained(folder)
+        config.save_pretrained(folder)
+        save_model(
+            BertModel(config), f"{folder}/model.safetensors"
+        )  # the model's own method writes in one process alone
         tokenizer.save_pretrained(folder)
         return _with_pooling(Transformer(folder), "mean")
 

@@ -18,6 +18,7 @@ CONTROL = "constant temperature"
 INVERSE = (12.0, 40.0)
 FAMILIES: dict[str, dict[str, Any]] = {
     CONTROL: {"hardness_end": 0.0},
+    "constant margin": {"margin": (0.2, 4.0)},
     "constant weights": {"hardness_shape": "constant", "hardness_end": (1.0, 20.0)},
     "ramp": {"hardness_end": (1.0, 20.0)},
     "reversed ramp": {"hardness_start": (1.0, 20.0), "hardness_end": 0.0},
@@ -32,22 +33,22 @@ TRIALS_EACH = 6
 
 
 def _trials() -> dict[str, dict[str, Any]]:
-    """The same number of draws for each family, the same for everyone."""
+    """The same number for each family: a Latin hypercube, each range cut into as many parts and each part used once."""
     trials: dict[str, dict[str, Any]] = {}
     for family, options in FAMILIES.items():
         rng = np.random.default_rng(0)
-        # One inverse temperature in each of as many equal parts of the range; what else there is is drawn freely.
-        inverses = np.exp(np.interp((np.arange(TRIALS_EACH) + 0.5) / TRIALS_EACH, (0, 1), np.log(INVERSE)))
-        for i, inverse in enumerate(inverses):
-            drawn = {name: _draw(rng, *value) if isinstance(value, tuple) else value for name, value in options.items()}
-            trials[f"{family} {i}"] = {"temperature": round(1 / float(inverse), 5), **drawn}
+        inverse = _spread(INVERSE, np.arange(TRIALS_EACH))
+        drawn = {name: _spread(v, rng.permutation(TRIALS_EACH)) for name, v in options.items() if isinstance(v, tuple)}
+        for i in range(TRIALS_EACH):
+            trial = {name: drawn[name][i] if name in drawn else value for name, value in options.items()}
+            trials[f"{family} {i}"] = {"temperature": round(1 / inverse[i], 5), **trial}
     return trials
 
 
-def _draw(rng: np.random.Generator, low: float, high: float) -> float:
-    sign = -1.0 if high < 0 else 1.0
-    ends = sorted((abs(low), abs(high)))
-    return round(sign * float(np.exp(rng.uniform(*np.log(ends)))), 3)
+def _spread(ends: tuple[float, float], parts: np.ndarray) -> list[float]:
+    """The middles of these of TRIALS_EACH equal parts between two numbers of one sign, on a logarithmic scale."""
+    low, high = np.log(np.abs(ends))
+    return [round(float(np.sign(ends[0]) * np.exp(low + (high - low) * (i + 0.5) / TRIALS_EACH)), 3) for i in parts]
 
 
 TRIALS = _trials()
@@ -63,7 +64,7 @@ search = Study(
         "quick": Scale({"sample": {"task": "sample", "width": 32}}, seeds=1, options={**PIECES, "num_train_epochs": 1}),
         "small": Scale({"medquad": {"task": "medquad", "width": 128}}, seeds=2, options=PIECES),
     },
-    run=lambda options, seed, folder: _apart(options, 1000 + seed, folder),
+    run=lambda options, seed, folder: compare(options, 1000 + seed, folder),
 )
 
 
@@ -93,7 +94,7 @@ def schedules(options: ReproduceOptions) -> Comparison:
         method=leader,
         arms=chosen,
         scales={options.scale: dataclasses.replace(scale, seeds=5)},
-        run=_apart,
+        run=lambda options, seed, folder: compare(options, 2000 + seed, folder),
     )
     tested = final.reproduce(dataclasses.replace(options, output_dir=str(folder / "test")))
     scores = {
@@ -125,7 +126,3 @@ def validation(tried: Comparison, task: str, name: str) -> float:
 
 def _family(name: str) -> str:
     return name.rsplit(" ", 1)[0]
-
-
-def _apart(options: dict[str, Any], seed: int, folder: Path) -> dict[str, float]:
-    return compare(options, seed, folder)

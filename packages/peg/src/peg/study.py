@@ -137,9 +137,20 @@ def mined_rows(task: str, encoder: str, width: int, seed: int) -> datasets.Datas
     return training_rows(data, mine_hard_negatives(model, data, ranks=(1, 30), relative=None, seed=seed), task)
 
 
-def fit(
-    options: dict[str, Any], seed: int, folder: Path, schedule: Any = None
-) -> tuple[SentenceTransformer, BagOfPieces | None]:
+@dataclass(frozen=True)
+class Margin:
+    """A control: every negative weighs e^margin, easy or hard (additive margin; Yang et al. 2019, for translation)."""
+
+    margin: float
+
+    def lam(self, step: int, total: int) -> float:
+        return self.margin
+
+    def log_weight(self, sim: Tensor, sim_pos: Tensor, lam: float) -> Tensor:
+        return torch.full_like(sim, lam)
+
+
+def fit(options: dict[str, Any], seed: int, folder: Path) -> tuple[SentenceTransformer, BagOfPieces | None]:
     """A trained encoder and, if it is a bag of word pieces, its texts."""
     task, encoder, width = options["task"], options["encoder"], options["width"]
     rows = mined_rows(task, encoder, width, seed)
@@ -153,7 +164,7 @@ def fit(
     )  # fmt: skip
     if bag is not None:
         config.learning_rate = options["learning_rate"] * (config.per_device_train_batch_size / 256) ** 0.5
-    trainer = PegTrainer(model, config, rows, schedule=schedule)
+    trainer = PegTrainer(model, config, rows, schedule=Margin(options["margin"]) if "margin" in options else None)
     if bag is not None:
         collator: Any = trainer.data_collator
         collator.preprocess = bag.preprocess
