@@ -146,6 +146,24 @@ class TestReference:
         )  # fmt: skip
         same_gradients(by_rows, whole, q, k)
 
+    def test_weights_added_in_place(self):
+        q, k = rows(7, 11)
+        weights = torch.rand(7, 11, dtype=torch.float64)
+
+        def add(block, part):
+            block += weights[part]
+
+        same_gradients(info_nce(q, k, log_weights=add, block_rows=2), info_nce(q, k, log_weights=weights), q, k)
+
+    def test_row_losses_are_those_of_each_row_alone(self):
+        q, k = rows(7, 11)
+        losses, weights = torch.empty(7, dtype=torch.float64), torch.rand(7, dtype=torch.float64)
+        loss = info_nce(q, k, 2.0, row_weights=weights, row_losses=losses, block_rows=2)
+        alone = [literal(q[i : i + 1], k, 2.0, torch.tensor([i])) for i in range(7)]
+        torch.testing.assert_close(losses, torch.stack(alone).detach())
+        torch.testing.assert_close(loss, (weights * losses).sum() / weights.sum())
+        assert not losses.requires_grad
+
     def test_symmetric_is_the_mean_of_both_directions(self):
         q, k = rows(6, 6)
         several = torch.eye(6, dtype=torch.bool).logical_or(torch.rand(6, 6) > 0.7)
@@ -231,6 +249,7 @@ class TestEdges:
             ({"positives": lambda part: torch.zeros(1, 6)}, "positives of rows 0 to 4 are"),
             ({"mask": torch.ones(6, 4, dtype=torch.bool)}, r"mask \(6, 4\) does not fit"),
             ({"row_weights": torch.ones(6)}, r"row_weights \(6,\) do not fit"),
+            ({"row_losses": torch.ones(6)}, r"row_losses \(6,\) do not fit"),
             ({"own_positives": torch.ones(6, 5)}, r"own_positives \(6, 5\) must be as queries"),
             ({"own_positives": torch.ones(4, 5), "positives": torch.arange(4)}, "both say what a query belongs to"),
             ({"symmetric": True}, "symmetric=True needs as many keys as queries; got 4 and 6"),
@@ -250,6 +269,8 @@ class TestEdges:
             info_nce(q, k, symmetric=True, positives=torch.eye(4))
         with pytest.raises(ValueError, match="none with gather=True"):
             info_nce(q, k, symmetric=True, gather=True, mask=torch.ones(4, 4, dtype=torch.bool))
+        with pytest.raises(ValueError, match="two losses for each row"):
+            info_nce(q, k, symmetric=True, row_losses=torch.empty(4))
         with pytest.raises(ValueError, match="as whole matrices"):
             info_nce(q, k, symmetric=True, mask=lambda part: torch.ones(4, 4, dtype=torch.bool)[part])
 

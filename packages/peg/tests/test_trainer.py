@@ -261,7 +261,10 @@ class TestBatchSize:
         ("changes", "message"),
         [
             ({"target_negatives": 2}, "target_negatives 2 is less than the 3 candidates of one query"),
-            ({"target_negatives": 9, "gradient_accumulation_steps": 2}, "gradient_accumulation_steps adds no negatives"),
+            (
+                {"target_negatives": 9, "gradient_accumulation_steps": 2},
+                "gradient_accumulation_steps adds no negatives",
+            ),
             ({"hard_negatives": -1}, "hard_negatives must be at least 0, got -1"),
             ({"hardness_shape": "quadratic"}, "shape must be one of linear, cosine, step, constant"),
             ({"hardness_ramp": 0.0}, "ramp is a share of training"),
@@ -277,7 +280,9 @@ class TestBatchSize:
 
     @pytest.mark.parametrize(("columns", "missing"), [(["query"], "query"), (["query", "pos"], "pos and no query")])
     def test_missing_columns(self, make, columns, missing):
-        message = f"training rows need a text `query` and a list of texts `pos`; there is no {missing} among .*load_rows"
+        message = (
+            f"training rows need a text `query` and a list of texts `pos`; there is no {missing} among .*load_rows"
+        )
         with pytest.raises(ValueError, match=message):
             make(data=rows().remove_columns(columns))
 

@@ -1,4 +1,4 @@
-"""Cleaning rows of queries and positives: what to drop before training (section 3.7 of our specification; ours throughout)."""
+"""Cleaning rows of queries and positives: what to drop before training, by rules that are ours throughout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hard negatives: what the encoder ranks high and nobody judged relevant (section 3.7 of our specification; ours throughout)."""
+"""Hard negatives: what the encoder ranks high and nobody judged relevant, by rules that are ours throughout."""
 
 from __future__ import annotations
 

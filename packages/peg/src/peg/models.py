@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_model
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, Transformer
 from sentence_transformers.util import is_sentence_transformer_model
@@ -71,9 +71,10 @@ def new_model(name: str, texts: Iterable[str]) -> SentenceTransformer | None:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:  # sentence-transformers takes folders
         config.save_pretrained(folder)
-        save_model(
-            BertModel(config), f"{folder}/model.safetensors"
-        )  # the model's own method writes in one process alone
+        weights = BertModel(
+            config
+        ).state_dict()  # its own save_pretrained writes in the first of several processes alone
+        save_file(weights, f"{folder}/model.safetensors", {"format": "pt"})
         tokenizer.save_pretrained(folder)
         return _with_pooling(Transformer(folder), "mean")
 

@@ -48,7 +48,7 @@ class BagOfPieces:
         # A piece has 16 letters at most on the average; the rest of a long text need not be looked at.
         encoded = self.model.tokenizer.encode_batch([text[: 16 * max_length] for text in new], add_special_tokens=False)
         for text, encoding in zip(new, encoded, strict=True):
-            self.known[text, max_length] = np.array(encoding.ids[:max_length])
+            self.known[text, max_length] = np.array(encoding.ids[:max_length], dtype=np.int64)
         ids = [self.known[text, max_length] for text in texts]
         lengths = np.array([0, *map(len, ids)])
         return {"input_ids": torch.from_numpy(np.concatenate(ids)), "offsets": torch.from_numpy(lengths.cumsum()[:-1])}
