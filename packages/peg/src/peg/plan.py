@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import datasets
 import torch
 from papercore.ops import peak_memory
@@ -33,7 +35,9 @@ def memory_plan(model: SentenceTransformer, config: PegConfig, rows: datasets.Da
         groups = list(micro_batches(mask.sum(1).tolist(), config.micro_batch_tokens))
         first = torch.tensor(groups[0])
         passages = {key: value[first] if isinstance(value, torch.Tensor) else value for key, value in passages.items()}
-        encoded = f"measured: one micro-batch of {len(first)} texts; about {share * len(groups):.0f} in a step"
+        encoded = (
+            f"measured: one micro-batch of {len(first)} texts; at most {math.ceil(candidates / len(first))} in a step"
+        )
         share = 1.0
     else:
         encoded = f"measured on {len(some)} queries' passages, all {b} at once"

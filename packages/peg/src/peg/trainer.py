@@ -70,6 +70,8 @@ class PegConfig(SentenceTransformerTrainingArguments):
     def __post_init__(self) -> None:
         if self.hard_negatives < 0:
             raise ValueError(f"hard_negatives must be at least 0, got {self.hard_negatives}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
         if self.target_negatives is not None and self.target_negatives < 1 + self.hard_negatives:
             raise ValueError(
                 f"target_negatives {self.target_negatives} is less than the {1 + self.hard_negatives} candidates of one query"

@@ -56,7 +56,8 @@ def info_nce(
         own_positives: a positive of each query that is not among the keys, such as MoCo's, whose keys are a queue.
         mask: bool (n, m), True keeps a pair; or a function of a slice of rows.
         log_weights: (n, m), w, constants, added to the logits; -inf masks. A function gets (the block s <q, k>, its slice of
-            rows), and may add them in place and return None. Where a query has one positive, as a key's number or its own, mask and weights leave that one alone.
+            rows), and may add them in place and return None. Where a query has one positive, as a key's number or its own, mask
+            and weights leave that one alone.
         row_weights: v, constants, >= 0: the mean is sum(v L) / sum(v).
         symmetric: the mean of both directions, as CLIP (n = m); row i is the positive of row i, or ``positives`` are bool.
         gather: keys of all ranks; positives and masks count columns over them, rows on this rank alone. The average that

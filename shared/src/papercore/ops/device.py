@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +70,7 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[PeakMemory]:
         torch.cuda.synchronize(device)
         result.bytes = torch.cuda.max_memory_allocated(device) - before
         return
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler reports on stderr, and that there is no GPU
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         yield result
     assert trace.profiler is not None
