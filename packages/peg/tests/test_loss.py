@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -386,3 +389,92 @@ class TestErrors:
         n[4, 1, 2] = math.nan
         with pytest.raises(ValueError, match="negatives 1 hold NaN or infinity, first in row 4"):
             progressive_info_nce(q, p, n, check_finite=True)
+
+
+RANK = """
+import sys
+
+import torch
+import torch.distributed as dist
+from peg.loss import progressive_info_nce
+
+torch.set_num_threads(1)
+folder, rank = sys.argv[1], int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+results = []
+for case in torch.load(f"{folder}/cases.pt"):
+    mine = slice(4 * rank, 4 * rank + 4)
+    weights = case["weights"].clone().requires_grad_()
+    q, p, n = (rows[mine] @ weights for rows in case["inputs"])
+    tensors = {name: tensor[rank] for name, tensor in case["tensors"].items()}
+    out = progressive_info_nce(q, p, n, gather=True, statistics=True, **tensors, **case["options"])
+    out.loss.backward()
+    dist.all_reduce(weights.grad)
+    results.append((out._replace(loss=out.loss.detach()), weights.grad / 2))  # as DistributedDataParallel averages
+torch.save([(tuple(out), gradient) for out, gradient in results], f"{folder}/{rank}.pt")
+dist.barrier()  # so that neither leaves while the other is talking
+dist.destroy_process_group()
+"""
+
+
+def of_ranks(tensor, k=None):
+    """Each rank's half of rows of queries; with ``k`` of candidates, whose columns are a rank's own."""
+    if k is None:
+        return torch.stack(tensor.chunk(2))
+    columns = torch.stack(tensor.chunk(1 + k))  # (1 + k, b, ...)
+    return torch.stack([half.flatten(0, 1) for half in columns.chunk(2, dim=1)])
+
+
+def test_two_processes_give_what_one_gives_with_the_whole_batch(tmp_path):
+    """Traps 7 and 8, with hard negatives of which some are missing, known positives across ranks, and sources."""
+    generator = torch.Generator().manual_seed(0)
+    b, k = 8, 3
+    inputs, weights = batch(b, k), torch.randn(8, 5, generator=generator, dtype=torch.float64)
+    tensors = {
+        "mask": torch.rand(b, k, generator=generator) > 0.3,
+        "candidate_ids": torch.arange(b * (1 + k)) % 23,
+        "positive_ids": torch.randint(0, 23, (b, 2), generator=generator),
+        "sources": torch.arange(b) % 3,
+    }
+    rules = {"in_batch": ["all", "own", "none"]}
+    cases = [
+        ({"hardness": 5.0, "apply_to": "hard"}, ["mask", "candidate_ids", "positive_ids"]),
+        ({"hardness": 5.0, "apply_to": "hard", "normalise": "mean1", **rules}, list(tensors)),
+        ({"hardness": 5.0, "difficulty": "margin", "apply_to": "in_batch"}, ["mask"]),
+        ({"hardness": -3.0, "false_negative_margin": 0.1, **rules}, ["sources"]),
+        ({}, []),
+    ]
+    torch.save(
+        [
+            {
+                "inputs": inputs, "weights": weights, "options": {"temperature": 0.1, **options},
+                "tensors": {name: of_ranks(tensors[name], k if name == "candidate_ids" else None) for name in names},
+            }
+            for options, names in cases
+        ],
+        tmp_path / "cases.pt",
+    )  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(tmp_path), str(rank)], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert not any(process.returncode for process in processes), errors
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for (options, names), *results in zip(cases, *ranks, strict=True):
+        leaf = weights.clone().requires_grad_()
+        whole = progressive_info_nce(
+            *(rows @ leaf for rows in inputs), temperature=0.1, statistics=True, **options,
+            **{name: tensors[name] for name in names},
+        )  # fmt: skip
+        whole.loss.backward()
+        for number, figure in enumerate(whole):
+            if number != 2:  # mean weights of ranks with other numbers of negatives
+                torch.testing.assert_close(
+                    sum(out[number] for out, _ in results) / 2, figure.detach(), rtol=0, atol=1e-9, check_dtype=False
+                )
+        for _, gradient in results:
+            torch.testing.assert_close(gradient, leaf.grad, rtol=0, atol=1e-9)

@@ -13,8 +13,14 @@ METRICS = {
 }
 
 
-@pytest.mark.parametrize("history", [HISTORY, [{"step": 1, "loss": 1.0}, {"step": 1, "train_loss": 1.0}], []])
-@pytest.mark.parametrize("results", [METRICS, {"after": METRICS["after"]}, {}])
+@pytest.mark.parametrize(
+    ("history", "results"),
+    [
+        (HISTORY, METRICS),
+        ([{"step": 1, "loss": 1.0}, {"step": 1, "train_loss": 1.0}], {"after": METRICS["after"]}),
+        ([], {}),
+    ],
+)
 def test_every_run_gives_a_picture(history, results, tmp_path):
     plot_training(history, results, tmp_path / "new" / "plot.png")
     assert imread(tmp_path / "new" / "plot.png").std() > 0.05

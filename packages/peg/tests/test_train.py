@@ -49,7 +49,13 @@ def beir(tmp_path_factory):
 @pytest.fixture
 def jsonl(tmp_path):
     path = tmp_path / "pairs.jsonl"
-    write(path, [{"query": q, "pos": [p], "neg": [CORPUS[i - 2]]} for i, (q, p) in enumerate(zip(QUERIES, CORPUS, strict=True))])
+    write(
+        path,
+        [
+            {"query": q, "pos": [p], "neg": [CORPUS[i - 2]]}
+            for i, (q, p) in enumerate(zip(QUERIES, CORPUS, strict=True))
+        ],
+    )
     return path
 
 
@@ -104,31 +110,29 @@ class TestBeirFolder:
 
         monkeypatch.setattr(peg.train, "mine_hard_negatives", never)
         before = load_file(trained / "model.safetensors")
-        metrics = read(trained / "before.json")
-        (trained / "before.json").write_text(json.dumps(metrics | {"MRR@10": 0.125}))
+        files = {name: (trained / f"{name}.json").read_bytes() for name in ("before", "metrics")}
+        (trained / "before.json").write_text(json.dumps(read(trained / "before.json") | {"MRR@10": 0.125}))
         assert train(trained, "--data", beir, *MINE) == 0
         assert same(before, load_file(trained / "model.safetensors"))
         assert read(trained / "metrics.json")["before"]["MRR@10"] == 0.125
         assert "0.1250" in capsys.readouterr().out
-        (trained / "before.json").write_text(json.dumps(metrics))
-        assert train(trained, "--data", beir, *MINE) == 0
+        for name in ("before", "metrics"):
+            (trained / f"{name}.json").write_bytes(files[name])
 
     def test_another_command_is_refused(self, trained, beir, capsys):
         assert train(trained, "--data", beir, *MINE, "--temperature", "0.5") == 2
         assert re.search("temperature .*, now 0.5: give another --output_dir", capsys.readouterr().err)
 
-    def test_without_mining(self, beir, tmp_path):
-        assert train(tmp_path / "run", "--data", beir, "--mine", "False") == 0
-        assert not (tmp_path / "run" / "negatives.json").exists()
-
     def test_example_searches(self, beir, tmp_path, capsys):
-        """Three of the test queries; a star marks the relevant document."""
+        """Of three test queries; a star marks the relevant document."""
         assert train(tmp_path / "run", "--data", beir, "--mine", "False", "--num_train_epochs", "20") == 0
+        assert not (tmp_path / "run" / "negatives.json").exists()
         _, *tables = re.split("^(how to .*)$", capsys.readouterr().out, flags=re.MULTILINE)
-        assert tables[::2] == QUERIES[12:15]
-        for number, table in zip((12, 13, 14), tables[1::2], strict=True):
+        assert len(set(tables[::2]) & set(QUERIES[12:])) == 3
+        for query, table in zip(tables[::2], tables[1::2], strict=True):
+            number = QUERIES.index(query)
             lines = [line for line in table.splitlines() if re.search(r"\bd\d+\b", line)]
-            assert len(lines) == 3
+            assert len(lines) >= 3
             assert [line for line in lines if f"d{number} " in line] == [line for line in lines if "*" in line] != []
 
     def test_searches_of_ones_own(self, beir, tmp_path, capsys):
@@ -148,9 +152,10 @@ class TestRows:
         assert not {"before.json", "metrics.json", "negatives.json"} & files
         assert "model" in capsys.readouterr().out
 
-    def test_judged_on_other_data(self, jsonl, beir, tmp_path):
-        assert train(tmp_path / "run", "--data", jsonl, "--test_data", beir) == 0
-        assert list(read(tmp_path / "run" / "metrics.json")) == ["before", "after"]
+    def test_judged_on_other_data_in_a_folder_named_after_the_rows(self, jsonl, beir, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert app(["train", *QUICK, "--data", str(jsonl), "--test_data", str(beir)]) == 0
+        assert list(read(tmp_path / "runs" / "peg-pairs" / "metrics.json")) == ["before", "after"]
 
     def test_rows_without_negatives(self, tmp_path):
         path = tmp_path / "pairs.jsonl"
@@ -158,11 +163,6 @@ class TestRows:
         assert train(tmp_path / "run", "--data", path) == 0
         steps = [row for row in read(tmp_path / "run" / "history.json") if "masked" in row]
         assert all(row["effective_negatives"] <= 5 for row in steps)  # of a batch of 6
-
-    def test_the_folder_is_named_after_the_data(self, jsonl, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        assert app(["train", *QUICK, "--data", str(jsonl)]) == 0
-        assert (tmp_path / "runs" / "peg-pairs" / "model.safetensors").is_file()
 
 
 class TestDryRun:

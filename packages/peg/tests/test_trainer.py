@@ -296,14 +296,12 @@ class Kill(TrainerCallback):
 class TestResume:
     def test_killed_it_goes_on_as_if_it_had_not_been(self, train, config):
         """In the middle of the schedule, early and late in an epoch and between two, with draws and dropout (trap 12)."""
-        options = {
-            "data": rows(20, negatives=6), "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 1,
-            "save_total_limit": None,
-        }  # fmt: skip
-        whole = train(bert(), output_dir=config.output_dir + "-whole", **options)
+        options = {"data": rows(20, negatives=6), "num_train_epochs": 3}
+        saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
+        whole = train(bert(), **options)
         with pytest.raises(KeyboardInterrupt):
-            train(bert(), callbacks=[Kill()], **options)
-        for step in (7, 4, 3):
+            train(bert(), callbacks=[Kill()], **saving, **options)
+        for step in (3, 4, 7):
             again = train(bert(seed=5), resume=f"{config.output_dir}/checkpoint-{step}", **options)
             assert len(steps(again)) == 12
             assert steps(again) == steps(whole)
@@ -315,11 +313,10 @@ class TestResume:
         monkeypatch.setattr(
             PegCollator, "__call__", lambda self, batch: (epochs.append(self.epoch), collate(self, batch))[1]
         )
-        saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
-        train(num_train_epochs=3, **saving)
+        train(num_train_epochs=3, save_strategy="steps", save_steps=7, save_total_limit=2)
         assert epochs == [0] * 4 + [1] * 4 + [2] * 4
         epochs.clear()
-        train(num_train_epochs=3, resume=f"{config.output_dir}/checkpoint-7", **saving)
+        train(num_train_epochs=3, resume=f"{config.output_dir}/checkpoint-7", save_steps=7)
         assert epochs == [1] + [2] * 4  # of epoch 1 three batches are skipped
 
 

@@ -36,13 +36,14 @@ def encode_features(
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     order: list[int] = []
     embeddings: list[Tensor] = []
-    for rows in micro_batches(mask.sum(1).tolist(), micro_batch_tokens):
+    groups = list(micro_batches(mask.sum(1).tolist(), micro_batch_tokens))
+    for rows in groups:
         batch = _select(features, torch.tensor(rows, device=mask.device))
         # DistributedDataParallel must see one forward, to know that a backward follows; recomputation must not pass it.
-        if order:
-            embeddings.append(checkpoint(_embed, inner, batch, use_reentrant=False))
-        else:
+        if len(groups) == 1 or (not order and inner is not model):
             embeddings.append(_embed(model, batch))
+        else:
+            embeddings.append(checkpoint(_embed, inner, batch, use_reentrant=False))
         order += rows
     places = torch.tensor(order, device=mask.device)
     return torch.cat(embeddings)[places.argsort()]

@@ -69,12 +69,10 @@ def new_model(name: str, texts: Iterable[str]) -> SentenceTransformer | None:
         hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=max(1, width // 32),
         vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:  # sentence-transformers takes folders
+    # sentence-transformers takes folders; the model's own save_pretrained writes in the first of several processes alone
+    with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
-        weights = BertModel(
-            config
-        ).state_dict()  # its own save_pretrained writes in the first of several processes alone
-        save_file(weights, f"{folder}/model.safetensors", {"format": "pt"})
+        save_file(BertModel(config).state_dict(), f"{folder}/model.safetensors", {"format": "pt"})
         tokenizer.save_pretrained(folder)
         return _with_pooling(Transformer(folder), "mean")
 

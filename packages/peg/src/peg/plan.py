@@ -53,8 +53,8 @@ def memory_plan(model: SentenceTransformer, config: PegConfig, rows: datasets.Da
     columns = candidates * world
     block = max(1, min(128, 2**25 // (4 * columns))) * columns * 4
     held = {
-        "weights, gradients, AdamW": (16 * parameters, f"16 bytes for each of {parameters:,} parameters"),
-        "activations of the encoder": (share * peak.bytes, encoded),
+        "weights and AdamW": (12 * parameters, f"12 bytes for each of {parameters:,} parameters"),
+        "activations, weights' gradients": (share * peak.bytes, encoded),
         "embeddings and their gradients": (
             4 * 5 * (b + columns) * width,
             f"{b:,} queries, {columns:,} candidates, {width} wide, five copies in float32",
