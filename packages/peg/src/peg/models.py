@@ -80,11 +80,9 @@ def new_model(name: str, texts: Iterable[str]) -> SentenceTransformer | None:
 def static_model(tokenizer: Tokenizer, width: int, weights: object = None) -> SentenceTransformer:
     """Mean of token embeddings, of length 1; ``weights`` (tokens, width) to begin with."""
     embedding = StaticEmbedding(tokenizer, embedding_weights=weights, embedding_dim=width)  # type: ignore[arg-type]
-    if (
-        weights is None
-    ):  # rows of length 1, as those of pretrained tables about are: the library's are longer, and learn late
+    if weights is None:  # rows of length 1, as pretrained ones about are; the library's are longer, and learn late
         torch.nn.init.normal_(embedding.embedding.weight, std=width**-0.5)
-    return SentenceTransformer(modules=[embedding, Normalize()], device=None)
+    return SentenceTransformer(modules=[embedding, Normalize()])
 
 
 def _with_pooling(transformer: Transformer, pooling: str) -> SentenceTransformer:
