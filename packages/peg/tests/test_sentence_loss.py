@@ -142,6 +142,13 @@ class TestSchedule:
         with pytest.raises(ValueError, match=r"give the trainer callbacks=\[loss.callback\(\)\], or set loss.step"):
             train(ProgressiveContrastiveLoss(static()))
 
+    @pytest.mark.parametrize("options", [{"pairs_until": 0.5}, {"query_weighting": "loss"}])
+    def test_what_else_follows_training_needs_the_callback_too(self, options):
+        model = static()
+        loss = ProgressiveContrastiveLoss(model, 0.0, **options).train()
+        with pytest.raises(ValueError, match=r"callbacks=\[loss.callback\(\)\]"):
+            loss(features(model, 3))
+
     def test_outside_training_the_last_hardness_is_used(self):
         model = static()
         default = ProgressiveContrastiveLoss(model)

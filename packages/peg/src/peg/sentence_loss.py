@@ -85,6 +85,8 @@ class ProgressiveContrastiveLoss(nn.Module):
             "in_batch": in_batch,
             "gather": gather,
         }
+        # A name, where it says the same: it is faster than a function.
+        self.difficulty = schedule.difficulty if type(schedule) is HardnessSchedule else schedule.log_weight
         self.step: int | None = None
         self.total_steps: int | None = None
         self.statistics = False
@@ -108,7 +110,7 @@ class ProgressiveContrastiveLoss(nn.Module):
         else:
             queries, positives, *negatives = columns
             masks = {}
-        if self._progress() < self.pairs_until:
+        if self.pairs_until and self._progress() < self.pairs_until:
             negatives = []
             masks = {n: m[: len(queries)] if n == "candidate_ids" else m for n, m in masks.items() if n != "mask"}
         output = progressive_info_nce(
@@ -116,9 +118,7 @@ class ProgressiveContrastiveLoss(nn.Module):
             positives,
             negatives,
             hardness=self.hardness(),
-            difficulty=self.schedule.difficulty
-            if type(self.schedule) is HardnessSchedule
-            else self.schedule.log_weight,
+            difficulty=self.difficulty,
             gamma=self._progress() if self.query_weighting == "loss" else 0.0,
             statistics=self.statistics,
             **masks,
@@ -129,23 +129,24 @@ class ProgressiveContrastiveLoss(nn.Module):
 
     def hardness(self) -> float:
         """lambda at this step."""
-        if self.step is None or self.total_steps is None:
-            if isinstance(self.schedule, HardnessSchedule) and self.schedule.shape == "constant":
-                return self.schedule.end
-            if self.training and torch.is_grad_enabled():
-                raise ValueError(
-                    "the hardness schedule needs to know how far training is: give the trainer callbacks=[loss.callback()], or "
-                    "set loss.step and loss.total_steps before each step"
-                )
-            return self.schedule.lam(1, 1)
-        return self.schedule.lam(self.step, self.total_steps)
+        if isinstance(self.schedule, HardnessSchedule) and self.schedule.shape == "constant":
+            return self.schedule.end
+        return self.schedule.lam(*self._steps())
 
     def _progress(self) -> float:
-        if self.query_weighting == "none" and not self.pairs_until:
-            return 0.0
-        if not self.step or not self.total_steps:
-            return 0.0
-        return self.step / self.total_steps
+        step, total = self._steps()
+        return step / total
+
+    def _steps(self) -> tuple[int, int]:
+        """Optimiser steps done and in all; where nobody said so, those of the end, but not in training."""
+        if self.step is not None and self.total_steps:
+            return self.step, self.total_steps
+        if self.training and torch.is_grad_enabled():
+            raise ValueError(
+                "the hardness schedule needs to know how far training is: give the trainer callbacks=[loss.callback()], or "
+                "set loss.step and loss.total_steps before each step"
+            )
+        return 1, 1
 
     def callback(self) -> TrainerCallback:
         """For a trainer's ``callbacks``: optimiser steps done and in all, which a resumed run goes on with."""
