@@ -36,9 +36,9 @@ def plot_training(history: Sequence[Mapping[str, Any]], results: Mapping[str, Ma
         )
         last.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
     last.set_xticks([i + 0.2 for i in range(len(names))], names)
-    last.set(title="on the test data", ylim=(0, 1))
+    last.set(title="on the test data", ylim=(0, 1.25))
     if names:
-        last.legend()
+        last.legend(ncols=2, loc="upper center")
     else:
         last.text(0.5, 0.5, "no test data", ha="center", transform=last.transAxes)
     path.parent.mkdir(parents=True, exist_ok=True)
