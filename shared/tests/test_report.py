@@ -9,6 +9,7 @@ from papercore.lab.report import (
     digits_for,
     figures,
     markdown_table,
+    plot_gains,
     print_table,
     progress,
     summary_rows,
@@ -197,3 +198,16 @@ def test_markdown_tables_have_a_rule_below_the_head():
 
 def test_a_row_like_the_rule_is_still_a_row():
     assert markdown_table(["a"], [["---"]]).splitlines()[2] == "| --- |"
+
+
+def test_gains_are_drawn_one_below_the_other():
+    from matplotlib.figure import Figure
+
+    panel = Figure().subplots()
+    plot_gains(
+        panel, {"first": Interval(0.02, 0.01, 0.03, 5), "missing": None, "last": Interval(-0.01, -0.02, 0.0, 5)}, 100
+    )
+    assert [line.get_xdata().tolist() for line in panel.lines[:2]] == [[1.0, 3.0], [-2.0, 0.0]]
+    assert [dot.get_offsets().tolist() for dot in panel.collections] == [[[2.0, 0.0]], [[-1.0, 2.0]]]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["first", "missing", "last"]
+    assert panel.yaxis_inverted()

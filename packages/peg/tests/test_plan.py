@@ -50,15 +50,15 @@ def test_the_micro_batch_is_measured_not_the_batch(plan):
 def test_without_micro_batches_it_grows_with_the_batch(plan):
     model = bert(width=128, layers=2)
     few, many = (plan(model, per_device_train_batch_size=n, micro_batch_tokens=None)[ROWS[1]] for n in (10, 1000))
-    assert few[1] == "measured on 10 queries' passages, all 10 at once"
-    assert many[1] == "measured on 20 queries' passages, all 1000 at once"
+    assert few[1] == "measured on 10 queries' passages, for 30 candidates at once"
+    assert many[1] == "measured on 20 queries' passages, for 3,000 candidates at once"
     assert many[0] > 20 * few[0] > 0
 
 
 def test_eighty_thousand_candidates_need_no_whole_matrix(plan):
     size, how = plan(static(), target_negatives=80_000, hard_negatives=5)[ROWS[3]]
     assert size <= 64
-    assert how == "two of 32 MiB at most; the whole matrix would be 4,069 MiB"
+    assert how == "two of 32 MiB at most; the whole matrix is 4,069 MiB"
 
 
 def test_it_leaves_no_gradients(plan):

@@ -137,6 +137,17 @@ class TestTexts:
         collator = dataclasses.replace(trainer.data_collator, preprocess=lambda texts, **_: texts)
         return collator([row])["passages"]
 
+    def test_prompts_of_the_flags_are_saved_for_search(self, make, tmp_path):
+        trainer = make(query_prompt="find: ")
+        trainer.save_model(str(tmp_path / "saved"))
+        saved = SentenceTransformer(str(tmp_path / "saved"))
+        assert saved.prompts["query"] == "find: "
+        assert saved.prompts.get("document", "") == ""
+        text = QUERIES[0]
+        torch.testing.assert_close(
+            saved.encode_query(text, convert_to_tensor=True), saved.encode(f"find: {text}", convert_to_tensor=True)
+        )
+
     def test_prompts_of_the_model_and_of_the_flags(self, make):
         model = bert()
         model.prompts = {"query": "find: ", "document": "read: "}

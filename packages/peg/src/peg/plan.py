@@ -30,7 +30,6 @@ def memory_plan(model: SentenceTransformer, config: PegConfig, rows: datasets.Da
     some = rows.select(range(min(SEEN, b, len(rows))))
     passages = collate(list(some))["passages"]
     mask = passages.get("attention_mask")
-    share = b / len(some)
     if config.micro_batch_tokens is not None and isinstance(mask, torch.Tensor):
         groups = list(micro_batches(mask.sum(1).tolist(), config.micro_batch_tokens))
         first = torch.tensor(groups[0])
@@ -38,9 +37,8 @@ def memory_plan(model: SentenceTransformer, config: PegConfig, rows: datasets.Da
         encoded = (
             f"measured: one micro-batch of {len(first)} texts; at most {math.ceil(candidates / len(first))} in a step"
         )
-        share = 1.0
     else:
-        encoded = f"measured on {len(some)} queries' passages, all {b} at once"
+        first, encoded = None, f"measured on {len(some)} queries' passages, for {candidates:,} candidates at once"
     passages = {
         key: value.to(model.device) if isinstance(value, torch.Tensor) else value for key, value in passages.items()
     }
@@ -51,7 +49,10 @@ def memory_plan(model: SentenceTransformer, config: PegConfig, rows: datasets.Da
     width = embeddings.shape[1]
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     columns = candidates * world
-    block = max(1, min(128, 2**25 // (4 * columns))) * columns * 4
+    whole = 4 * b * columns
+    share = (
+        1.0 if first is not None else candidates / len(embeddings)
+    )  # rows may have no negatives yet, and share texts
     held = {
         "weights and AdamW": (12 * parameters, f"12 bytes for each of {parameters:,} parameters"),
         "activations, weights' gradients": (share * peak.bytes, encoded),
@@ -59,8 +60,7 @@ def memory_plan(model: SentenceTransformer, config: PegConfig, rows: datasets.Da
             4 * 5 * (b + columns) * width,
             f"{b:,} queries, {columns:,} candidates, {width} wide, five copies in float32",
         ),
-        "blocks of logits": (2 * block, "two of 32 MiB at most; the whole matrix would be "
-                             f"{4 * b * columns / MIB:,.0f} MiB"),
+        "blocks of logits": (2 * min(2**25, whole), f"two of 32 MiB at most; the whole matrix is {whole / MIB:,.0f} MiB"),
     }  # fmt: skip
     total = sum(size for size, _ in held.values())
     return [[name, f"{size / MIB:,.0f}", how] for name, (size, how) in held.items()] + [

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from papercore.lab.report import plot_gains
 from papercore.lab.study import Interval
 
 PANELS = (
@@ -59,14 +60,7 @@ def plot_schedules(
     left.set(xlabel="1 / temperature", ylabel="nDCG@10 on validation queries", title="all trials")
     left.grid(alpha=0.3)
     left.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    for y, gain in enumerate(gains.values()):
-        if gain is not None:
-            right.plot([100 * gain.low, 100 * gain.high], [y, y], color="tab:red", linewidth=2, alpha=0.5)
-            right.scatter([100 * gain.mean], [y], color="tab:red")
-    right.axvline(0, color="0.3", linewidth=0.8)
-    right.set_yticks(range(len(gains)), list(gains))
-    right.set_ylim(len(gains) - 0.5, -0.5)
-    right.grid(axis="x", alpha=0.3)
+    plot_gains(right, gains, 100)
     right.set(title="best of each family, new seeds", xlabel="test nDCG@10: points over constant temperature")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)

@@ -26,7 +26,7 @@ from peg.mine import mine_hard_negatives
 from peg.models import load_model, new_model
 from peg.plan import memory_plan
 from peg.plots import plot_training
-from peg.trainer import PegConfig, PegTrainer
+from peg.trainer import PegConfig, PegTrainer, use_prompts
 
 SHOWN = ("nDCG@10", "MRR@10", "Recall@10", "Recall@100")
 # What models with random weights need, where the defaults stand: they rank at random, so that ranks say little at first.
@@ -65,6 +65,7 @@ def train(options: TrainOptions, config: PegConfig) -> dict[str, dict[str, float
     seed_everything(config.seed)
     to_mine, rows, test = _read(options)
     model = _model(options, to_mine, rows).to(pick_device())
+    use_prompts(model, config)
     if options.dry_run:
         plan = memory_plan(model, config, rows if rows is not None else training_rows(_some(to_mine)))
         print_table(
@@ -80,7 +81,7 @@ def train(options: TrainOptions, config: PegConfig) -> dict[str, dict[str, float
         )
     if rows is None:
         rows = training_rows(_some(to_mine), _mined(model, _some(to_mine), options, config, folder, documents))
-    if config.hard_negatives and not any(rows[: min(1000, len(rows))]["neg"]):
+    if config.hard_negatives and not any(rows[:1000]["neg"]):
         config.hard_negatives = 0  # or masked columns would be computed
     trainer = PegTrainer(model, config, rows)
     trainer.train(resume_from_checkpoint=checkpoint)

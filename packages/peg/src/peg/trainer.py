@@ -135,6 +135,7 @@ class PegTrainer(OneBar, SentenceTransformerTrainer):
                 f"target_negatives {args.target_negatives} needs {args.train_batch_size * args.world_size} queries in a step, "
                 f"the data has {len(train_dataset)}"
             )
+        use_prompts(model, args)
         self.weight_schedule = schedule or args.schedule()
         self.source_names = sorted(set(train_dataset["source"])) if self._uses_sources(args) else []
         rows: Any = train_dataset
@@ -172,8 +173,7 @@ class PegTrainer(OneBar, SentenceTransformerTrainer):
     def get_data_collator(self, model: Any, args: Any, processing_class: Any = None) -> Any:
         return PegCollator(
             model.preprocess, args.hard_negatives, args.seed, sources=self.source_names, mask_known=args.mask_known,
-            query_prompt=args.query_prompt or model.prompts.get("query"),
-            passage_prompt=args.passage_prompt or model.prompts.get("document"),
+            query_prompt=model.prompts.get("query"), passage_prompt=model.prompts.get("document"),
             query_length=args.query_length, passage_length=args.passage_length,
         )  # fmt: skip
 
@@ -191,6 +191,13 @@ class PegTrainer(OneBar, SentenceTransformerTrainer):
             logs = logs | {name: float(value) for name, value in parts.items() if name != "loss" and value is not None}
             logs["hardness"] = self.loss.hardness()
         super().log(logs, *args, **kwargs)
+
+
+def use_prompts(model: SentenceTransformer, args: PegConfig) -> None:
+    """Make the configuration's prompts the model's own, saved with it: search must put before texts what training did."""
+    for side, prompt in (("query", args.query_prompt), ("document", args.passage_prompt)):
+        if prompt is not None:
+            model.prompts[side] = prompt
 
 
 class _Follow(TrainerCallback):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from papercore.lab.report import plot_gains
 from papercore.lab.study import Interval
 
 
@@ -60,16 +61,8 @@ def plot_regimes(
         panel.grid(alpha=0.3)
     panels[0].set_ylabel(f"validation score, points over KL alone\n(collapses are cut at {LOWEST:g})")
     panels[0].legend()
-    for y, task in enumerate(tested):
-        gain = tested[task]
-        if gain is not None:
-            last.plot([100 * gain.low, 100 * gain.high], [y, y], color="tab:red", linewidth=2, alpha=0.5)
-            last.scatter([100 * gain.mean], [y], color="tab:red")
-    last.axvline(0, color="0.3", linewidth=0.8)
-    last.set_yticks(range(len(tested)), list(tested))
-    last.set_ylim(len(tested) - 0.5, -0.5)
+    plot_gains(last, tested, 100)
     last.yaxis.tick_right()
-    last.grid(axis="x", alpha=0.3)
     last.set(title="both tuned", xlabel="test score, points over KL, 95 %")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,22 @@ def write_report(comparison: Comparison, folder: Path, command: str) -> None:
     )
     _plot(comparison, folder / "plot.png")
     console.print(f"{folder / 'report.md'}, report.json, plot.png", soft_wrap=True)
+
+
+def plot_gains(panel: Any, gains: Mapping[str, Interval | None], scale: float = 1.0) -> None:
+    """Draw one gain below the other in a matplotlib panel: a dot and its interval, left or right of zero.
+
+    Args:
+        gains: by name; None leaves its line empty. scale: what they are multiplied by, such as 100 for points.
+    """
+    for y, gain in enumerate(gains.values()):
+        if gain is not None:
+            panel.plot([scale * gain.low, scale * gain.high], [y, y], color="tab:red", linewidth=2, alpha=0.5)
+            panel.scatter([scale * gain.mean], [y], color="tab:red")
+    panel.axvline(0, color="0.3", linewidth=0.8)
+    panel.set_yticks(range(len(gains)), list(gains))
+    panel.set_ylim(len(gains) - 0.5, -0.5)
+    panel.grid(axis="x", alpha=0.3)
 
 
 def _plot(comparison: Comparison, path: Path) -> None:
