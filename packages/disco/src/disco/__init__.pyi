@@ -1,0 +1,12 @@
+from .checkpoints import load_teacher as load_teacher
+from .encoder import Encoder as Encoder
+from .knn import knn_accuracy as knn_accuracy
+from .linear import linear_probe as linear_probe
+from .loss import ContrastiveHead as ContrastiveHead
+from .loss import DisCoLoss as DisCoLoss
+from .loss import DisCoOutput as DisCoOutput
+from .loss import rkd_loss as rkd_loss
+from .loss import seed_loss as seed_loss
+from .model import DisCo as DisCo
+from .trainer import DisCoConfig as DisCoConfig
+from .trainer import DisCoTrainer as DisCoTrainer
