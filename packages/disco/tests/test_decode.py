@@ -35,7 +35,7 @@ def decode(content, side=24):
         ("TIFF", {}, 0),
         ("PPM", {}, 0),
         ("WEBP", {"lossless": True}, 0),
-        ("JPEG", {"quality": 95}, 12),
+        ("JPEG", {"quality": 95, "subsampling": 0}, 12),
         ("GIF", {}, 40),
     ],
 )
@@ -53,7 +53,8 @@ def test_every_mode_becomes_rgb(mode):
         picture = Image.fromarray(ramp.astype(np.uint16) * 257)
         assert picture.mode == mode
     else:
-        picture = Image.fromarray(ramp).convert("RGB").convert(mode)
+        picture = Image.fromarray(ramp)
+        picture = (picture if mode in ("1", "L", "P") else picture.convert("RGB")).convert(mode)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = decode(encoded(picture, "TIFF" if mode == "CMYK" else "PNG"))
@@ -62,7 +63,7 @@ def test_every_mode_becomes_rgb(mode):
         assert set(found.unique().tolist()) == {0, 255}
         assert abs(found.float().mean() - ramp.mean()) < 5
     else:
-        assert np.abs(found.numpy().astype(int) - expected).max() <= (3 if mode == "P" else 1)
+        assert np.abs(found.numpy().astype(int) - expected).max() <= 1
 
 
 def test_cmyk_jpegs_keep_their_colours():
@@ -108,8 +109,12 @@ def test_square_is_resizing_the_shorter_side_and_cropping_the_centre(size, side)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     expected = F.center_crop(F.resize(pixels, [side], antialias=True), [side, side])
     found = square(picture, side)
-    assert (found.float() - expected.float()).abs().mean() < 4  # up to a fraction of a pixel
+    # Up to a fraction of a pixel.
+    assert (found.float() - expected.float()).abs().mean() < 8
     assert found.is_contiguous()
+    if size != (30, 30):
+        corner = F.resize(pixels[:, : min(size), : min(size)], [side, side], antialias=True)
+        assert (corner.float() - expected.float()).abs().mean() > 16
 
 
 def test_large_jpegs_are_decoded_at_a_fraction_and_look_the_same():
@@ -148,5 +153,5 @@ def test_other_formats_are_no_images(content):
 
 def test_half_a_file_is_no_image():
     content = encoded(colours(64, 64), "JPEG")
-    with pytest.raises(OSError, match="truncated"):
+    with pytest.raises(OSError, match="(?i)truncated"):
         decode(content[: len(content) // 2])

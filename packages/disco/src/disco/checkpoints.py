@@ -81,38 +81,37 @@ def load_teacher(path: str | Path, backbone: str | nn.Module | None = None, **op
         raise ValueError(
             f"{path}: a file of weights does not say which network it is: give its backbone, such as resnet50"
         )
-    origins, unused, unknown = {}, [], []  # origins: the encoder's name of a tensor, to the file's
+    found, unused, unknown = {}, [], []  # found: the encoder's name of a tensor -> the file's
     for key in weights:
         if key.startswith(form.unused):
             unused.append(key)
         elif key.startswith(form.head):
             layer = key.removeprefix(form.head)
-            origins[f"head.{layer if '.' in layer else f'0.{layer}'}"] = key
+            found[f"head.{layer if '.' in layer else f'0.{layer}'}"] = key  # MoCo-v1's is a Linear itself
         elif key.startswith(form.backbone):
-            origins[f"backbone.{key.removeprefix(form.backbone)}"] = key
+            found[f"backbone.{key.removeprefix(form.backbone)}"] = key
         else:
             unknown.append(key)
-    head = {name: weights[key] for name, key in sorted(origins.items()) if name.startswith("head.")}
+    head = {name: weights[key] for name, key in sorted(found.items()) if name.startswith("head.")}
     encoder = Encoder(backbone, **_head_widths(path, head), **options)
-    names = {_plain(name): name for name in encoder.state_dict()}
-    ours = {_plain(name): tensor for name, tensor in encoder.state_dict().items()}
+    wanted = {_plain(name): (name, tensor) for name, tensor in encoder.state_dict().items()}
     _refuse(
         f"{path} ({form.name}) does not fit the backbone {encoder.backbone_name or type(backbone).__name__}",
-        missing=[name for name in ours if name not in origins],
-        unknown=unknown + [key for name, key in origins.items() if name not in ours],
+        missing=[name for name in wanted if name not in found],
+        unknown=unknown + [key for name, key in found.items() if name not in wanted],
         misshapen=[
-            f"{key} is {tuple(weights[key].shape)} in the file and {tuple(ours[name].shape)} in the network"
-            for name, key in origins.items()
-            if name in ours and weights[key].shape != ours[name].shape
+            f"{key} is {tuple(weights[key].shape)} in the file and {tuple(wanted[name][1].shape)} in the network"
+            for name, key in found.items()
+            if name in wanted and weights[key].shape != wanted[name][1].shape
         ],
     )
-    encoder.load_state_dict({names[name]: weights[key] for name, key in origins.items()})
-    groups = Counter(key.partition(".")[0] for key in unused)
-    encoder.origin = f"{path} ({form.name})" + (
-        "; not used: " + ", ".join(f"{name} ({n} tensors)" if n > 1 else name for name, n in groups.items())
-        if unused
-        else ""
-    )
+    encoder.load_state_dict({wanted[name][0]: weights[key] for name, key in found.items()})
+    encoder.origin = f"{path} ({form.name})"
+    if unused:
+        groups = Counter(key.partition(".")[0] for key in unused)
+        encoder.origin += "; not used: " + ", ".join(
+            f"{name} ({n} tensors)" if n > 1 else name for name, n in groups.items()
+        )
     return encoder.eval()
 
 
@@ -212,9 +211,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except PermissionError:
         raise
-    except Exception as error:  # what is no checkpoint makes the reader fail in any way
+    except Exception as error:  # what is no checkpoint makes the reader fail in any way, OSError among them
         unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
         if unsafe:
             raise ValueError(
