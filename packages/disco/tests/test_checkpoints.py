@@ -375,3 +375,8 @@ def test_hash(encoder):
     other.backbone[1].num_batches_tracked += 1
     assert weights_hash(other) != before
     assert weights_hash(encoder.bfloat16()) != before
+
+
+def test_hash_tells_names_apart():
+    layer = nn.Linear(2, 1)
+    assert weights_hash(nn.ModuleDict({"a": layer})) != weights_hash(nn.ModuleDict({"b": layer}))

@@ -53,10 +53,10 @@ def test_the_printed_code_gives_the_same_features(tmp_path, name):
 def test_the_printed_code_has_the_image_size():
     with torch.device("meta"):
         code = {
-            name: loading_code(Encoder(f"torchvision:{name}", image_size=64), "b") for name in ("vit_b_32", "maxvit_t")
+            name: loading_code(Encoder(f"torchvision:{name}", image_size=224), "b") for name in ("vit_b_32", "maxvit_t")
         }
-    assert "get_model('vit_b_32', image_size=64)\nmodel.set_submodule('heads.head', " in code["vit_b_32"]
-    assert "get_model('maxvit_t', input_size=(64, 64))" in code["maxvit_t"]
+    assert "get_model('vit_b_32', image_size=224)\nmodel.set_submodule('heads.head', " in code["vit_b_32"]
+    assert "get_model('maxvit_t', input_size=(224, 224))" in code["maxvit_t"]
 
 
 def test_mobilenet_v3_large_in_timm(tmp_path):

@@ -1,6 +1,7 @@
 import numpy as np
 from disco.sample import sample
 from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
 
 
 def test_sample_is_all_of_the_digits_and_always_the_same():
@@ -24,6 +25,6 @@ def test_no_test_image_is_trained_on():
 
 
 def test_the_digits_can_be_told_apart():
-    images, labels, test_images, test_labels = (array.astype(np.float32) for array in sample())
-    distance = ((test_images.reshape(360, 1, -1) - images.reshape(1, 1437, -1)[:, :400]) ** 2).sum(-1)
-    assert (labels[distance.argmin(1)] == test_labels).mean() > 0.9
+    images, labels, test_images, test_labels = sample()
+    nearest = KNeighborsClassifier(1).fit(images.reshape(len(images), -1), labels)
+    assert nearest.score(test_images.reshape(len(test_images), -1), test_labels) > 0.95

@@ -38,8 +38,8 @@ class Augmentation:
 
     Args:
         size: side of the views, pixels. area: of the crop, from and to, as shares of the image; its aspect is 3/4 to 4/3.
-        jitter: by how much brightness, contrast and saturation change at most (0.4: factors of 0.6 to 1.4) and the hue (0.1 of the
-            circle); None: not at all. grey, blur, flip: probabilities; the jitter's is 0.8, the blur's sigma 0.1 to 2 pixels.
+        jitter: by how much brightness, contrast and saturation change at most (0.4: factors of 0.6 to 1.4) and the hue (0.1 of
+            the circle); None: not at all. grey, blur, flip: probabilities; the jitter's is 0.8, the blur's sigma 0.1 to 2 pixels.
 
     Shape:
         images: (n, 3, side, side), uint8. Returns (n, 3, size, size), float32 in [0, 1].

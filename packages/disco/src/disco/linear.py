@@ -214,7 +214,7 @@ def train_linear(
                 )
             top1, top5 = _accuracy(linear, test_features, test_labels)
             best = max(best, top1)
-            bar.set_postfix({"top-1": f"{top1:.2f}"})
+            bar.set_postfix({"top-1": f"{top1:.2f}"}, refresh=False)
     return ProbeResult(top1, top5, "sgd", best_epoch_top1=best)
 
 

@@ -98,7 +98,7 @@ class DisCoLoss(nn.Module):
 
     Shape:
         student_q, student_k: (batch, dim), unit rows, the student's embeddings of the two views.
-        teacher_q, teacher_k: the same of the teacher's, constants. keys: (batch, dim), the momentum encoder's of view k, constant.
+        teacher_q, teacher_k: the same of the teacher's, constants. keys: (batch, dim), the key encoder's of view k, constant.
         Returns a :class:`DisCoOutput`.
 
     Raises:

@@ -308,7 +308,7 @@ def _files(data: str, entries: Sequence[_Entry], classed: bool) -> Pictures:
 
 def _npz(path: str) -> tuple[Pictures, Pictures | None]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("images", "labels", "test_images", "test_labels") if name in file}
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None

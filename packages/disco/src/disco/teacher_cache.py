@@ -66,10 +66,11 @@ class FixedViews:
         }
         if path.exists():
             with safe_open(path, "pt") as file:
+                known = file.metadata() or {}
                 for key, value in belongs.items():
-                    if (file.metadata() or {}).get(key) != value:
+                    if known.get(key) != value:
                         raise ValueError(
-                            f"{path} was written for {key} {(file.metadata() or {}).get(key)}, now {value}: delete it, or name another"
+                            f"{path} was written for {key} {known.get(key)}, now {value}: delete it, or name another"
                         )
                 self.embeddings = file.get_tensor("embeddings")
             return

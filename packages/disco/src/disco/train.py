@@ -61,7 +61,7 @@ class TrainOptions:
     compare: bool | None = flag("also train it without the teacher; if not given: on the sample only", None)
 
 
-SAMPLE = {"num_train_epochs": 40, "per_device_train_batch_size": 128, "learning_rate": 0.12}
+SAMPLE: dict[str, Any] = {"num_train_epochs": 40, "per_device_train_batch_size": 128, "learning_rate": 0.12}
 SAMPLE_TEACHER, SAMPLE_STUDENT = "cnn:32-32-64x2", "cnn:6-6-12"
 
 
@@ -89,7 +89,7 @@ def new_encoder(
 def fit(
     student: Encoder, teacher: Encoder | None, images: Images, config: DisCoConfig, *record: Any, queue: Any = None
 ) -> DisCoTrainer:
-    """Train, or go on with training, in ``config.output_dir``; the student is saved there, and is the trainer's ``model.student``.
+    """Train, or go on with training, in ``config.output_dir``; the student is saved there, and is ``model.student``.
 
     Args:
         record: the other options that define the run. queue: (keys, pointer) to start with, for ``queue_init="teacher"``.
@@ -114,7 +114,7 @@ def fit(
     trainer = DisCoTrainer(disco, config, train_dataset=images, views=views)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
-        disco.student.save_pretrained(folder)  # type: ignore[operator]
+        student.save_pretrained(folder)
     return trainer
 
 
@@ -126,7 +126,7 @@ def start_queue(disco: DisCo, queue: Any) -> None:
     bank = disco.queue.queue
     if keys.shape != bank.keys.shape:
         raise ValueError(
-            f"the teacher's queue is {tuple(keys.shape)} and the student's {tuple(bank.keys.shape)}: give --queue_size {len(keys)}"
+            f"the teacher's queue is {tuple(keys.shape)}, the student's {tuple(bank.keys.shape)}: give --queue_size {len(keys)}"
         )
     bank.keys.copy_(keys)
     bank.pointer.fill_(pointer)
@@ -155,7 +155,7 @@ def train(
     """The verb ``train``: the teacher, if there is none; its student; judge if there are labels, and draw."""
     config.output_dir = config.output_dir or f"runs/disco-{name_of(data)}"
     config = suited(data, config)
-    folder, sample = Path(config.output_dir), data.data == "sample"
+    folder, sample = Path(str(config.output_dir)), data.data == "sample"
     student_name = models.student or (SAMPLE_STUDENT if sample else None)
     if student_name is None:
         raise ValueError("give --student, such as mobilenetv3_large_100, efficientnet_b0 or cnn:12-12-24-48")
@@ -234,7 +234,7 @@ def finish(
         print_table(f"accuracy in percent of frozen features, {count} test images", ["network", *columns], rows)
         assert splits.test is not None
         features = {n: [extract_features(e, s) for s in (splits.train, splits.test)] for n, e in networks.items()}
-        plot_neighbours(features, splits.train, splits.test, folder / "neighbours.png")  # type: ignore[arg-type]
+        plot_neighbours(features, splits.train, splits.test, folder / "neighbours.png")
     else:
         console.print("no labels or no test images: nothing is judged; see `disco eval`", soft_wrap=True)
     plot_training({n: t.state.log_history for n, t in trainers.items()}, results, folder / "training.png")

@@ -168,7 +168,7 @@ class DisCoTrainer(ModuleTrainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Half a cosine down to 0, without warm-up, unless ``lr_scheduler_type`` says otherwise; or the authors', epoch by epoch."""
+        """As ``lr_scheduler_type`` says; or the authors' cosine, epoch by epoch."""
         if not self.args.lr_per_epoch:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
@@ -178,7 +178,7 @@ class DisCoTrainer(ModuleTrainer):
             def factor(step: int) -> float:
                 return 0.5 * (1 + math.cos(math.pi * (step // steps) / epochs))
 
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.create_optimizer(), factor)
         return self.lr_scheduler
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
