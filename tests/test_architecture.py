@@ -16,6 +16,7 @@ PUBLIC = {
     "sinkd": "SinKDLoss kl reverse_kl js generalized_jsd tvd sample_l1 select_token_logits SinKDConfig SinKDTrainer",
     "peg": "progressive_info_nce HardnessSchedule ProgressiveContrastiveLoss PegConfig PegTrainer mine_hard_negatives "
     "retrieval_metrics",
+    "disco": "DisCo DisCoLoss ContrastiveHead seed_loss rkd_loss DisCoConfig DisCoTrainer knn_accuracy linear_probe load_teacher",
     "papercore.ops": "sinkhorn sinkhorn_cost sinkhorn_divergence pairwise_lp balanced_assignment gather_features pick_device "
     "autocast_dtype peak_memory seed_everything info_nce MemoryBank",
 }

@@ -8,7 +8,13 @@ import time
 
 import pytest
 
-APPS = {"papercore": "papercore.lab.__main__", "eclstm": "eclstm.cli", "sinkd": "sinkd.cli", "peg": "peg.cli"}
+APPS = {
+    "papercore": "papercore.lab.__main__",
+    "eclstm": "eclstm.cli",
+    "sinkd": "sinkd.cli",
+    "peg": "peg.cli",
+    "disco": "disco.cli",
+}
 METHODS = [name for name in APPS if name != "papercore"]
 
 

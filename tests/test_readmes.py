@@ -12,7 +12,13 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     p for g in ("*.md", "*/README.md", "packages/*/README.md") for p in ROOT.glob(g) if p.name != "CONTRIBUTING.md"
 ]
-SCRIPTS = {"papercore": "papercore.lab.__main__", "eclstm": "eclstm.cli", "sinkd": "sinkd.cli", "peg": "peg.cli"}
+SCRIPTS = {
+    "papercore": "papercore.lab.__main__",
+    "eclstm": "eclstm.cli",
+    "sinkd": "sinkd.cli",
+    "peg": "peg.cli",
+    "disco": "disco.cli",
+}
 
 
 def blocks(page, language):

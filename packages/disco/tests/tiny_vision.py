@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from disco.encoder import Encoder
 from disco.model import DisCo
+from disco.swav import DisCoSwAV
 from torch import nn
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -67,5 +68,30 @@ def run_rank(rank, world, port, folder):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     disco = golden_steps(golden("disco_traj"), world, rank)
     torch.save(disco.state_dict(), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def swav_steps(world=1, rank=0):
+    """Three steps of DisCo on SwAV on one rank's part of each batch: prototypes move from the second, the last has the queue."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(2, 48, 6, generator=generator)
+    disco = DisCoSwAV(
+        LinearMap(weights[0]), LinearMap(weights[1]), prototypes=5, queue_size=12, frozen_prototype_steps=1, generator=generator
+    )  # fmt: skip
+    model = disco if world == 1 else nn.parallel.DistributedDataParallel(disco, find_unused_parameters=True)
+    optimizer = torch.optim.SGD(disco.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    for _ in range(3):
+        crops = torch.randn(3, 8, 3, 4, 4, generator=generator)
+        optimizer.zero_grad()
+        model([crop.chunk(world)[rank] for crop in crops]).loss.backward()
+        optimizer.step()
+    return disco
+
+
+def run_swav_rank(rank, world, port, folder):
+    """One process of several."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    torch.save(swav_steps(world, rank).state_dict(), f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

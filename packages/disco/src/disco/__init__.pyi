@@ -8,5 +8,7 @@ from .loss import DisCoOutput as DisCoOutput
 from .loss import rkd_loss as rkd_loss
 from .loss import seed_loss as seed_loss
 from .model import DisCo as DisCo
+from .swav import DisCoSwAV as DisCoSwAV
+from .swav import swav_loss as swav_loss
 from .trainer import DisCoConfig as DisCoConfig
 from .trainer import DisCoTrainer as DisCoTrainer

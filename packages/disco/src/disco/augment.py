@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -63,6 +64,11 @@ class Augmentation:
     def moco(cls, size: int) -> Augmentation:
         """The paper's; below 64 pixels without blur, as is usual for CIFAR (ours)."""
         return cls(size, blur=0.5 if size >= 64 else 0.0)
+
+    @classmethod
+    def swav(cls, size: int, area: tuple[float, float]) -> Augmentation:
+        """SwAV's (Caron et al. 2020): twice MoCo-v2's changes of colour; below 64 pixels without blur, too."""
+        return dataclasses.replace(cls.moco(size), area=area, jitter=(0.8, 0.8, 0.8, 0.2))
 
     @classmethod
     def crop_flip(cls, size: int) -> Augmentation:

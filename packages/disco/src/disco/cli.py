@@ -9,6 +9,9 @@ app.command("distill", "disco.train:train", help="another name of train")
 app.command("eval", "disco.evaluate:evaluate_checkpoint", help="knn or linear: what frozen features are worth")
 app.command("export", "disco.export:export", help="the backbone alone, for timm or torchvision")
 app.add_study("disco.study:study")
+app.command(
+    "bottleneck", "disco.plots:plot_bottleneck", help="draw accuracy over the hidden width, from a study's rows"
+)
 
 if __name__ == "__main__":
     raise SystemExit(app())

@@ -19,7 +19,64 @@ ARMS = ("disco", "moco", "mse_only", "rkd", "rkd+disco", "seed")
 TEACHER_MODES = ("eval", "train")
 
 
-class DisCo(nn.Module):
+class Distillation(nn.Module):
+    """What :class:`DisCo` and :class:`disco.DisCoSwAV` share: a student, and a frozen teacher that is not a submodule.
+
+    Neither optimisers, nor DistributedDataParallel, nor checkpoints see the teacher, but it goes along to a device or dtype. It
+    is in eval mode, unless ``teacher_mode`` is "train".
+
+    Args:
+        student, teacher: images -> (batch, dim). dim: the student's width, if it has no attribute of that name.
+
+    Raises:
+        ValueError: for the student as its own teacher, an unknown width, or widths that differ.
+    """
+
+    teacher: nn.Module | None
+    teacher_mode = "eval"
+
+    def __init__(self, student: nn.Module, teacher: nn.Module | None, dim: int | None) -> None:
+        super().__init__()
+        if teacher is student:
+            raise ValueError("teacher and student are the same object: the teacher must be a network of its own")
+        dims = [getattr(module, "dim", dim) for module in (student, teacher) if module is not None]
+        if dims[0] is None:
+            raise ValueError("the student has no attribute dim: say how wide its embeddings are by dim=")
+        if None not in dims and len(set(dims)) > 1:
+            raise ValueError(
+                f"the student's embeddings are {dims[0]} wide and the teacher's {dims[1]}: they must be equal"
+            )
+        self.student, self.dim = student, int(dims[0])
+        self.__dict__["teacher"] = None if teacher is None else teacher.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Distillation:
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.train(mode and self.teacher_mode == "train")
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Distillation:
+        """The teacher goes along to a device or dtype."""
+        super()._apply(fn, recurse)
+        if self.teacher is not None:
+            self.teacher._apply(fn, recurse)
+        return self
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """All that a stopped training needs to go on, the teacher excepted, as safetensors."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_model(self, str(Path(folder) / "model.safetensors"))
+
+
+def check_finite(name: str, images: Tensor) -> None:
+    """Raise ValueError with the places of images that are not finite."""
+    finite = torch.isfinite(images).flatten(1).all(1)
+    if not finite.all():
+        places = (~finite).nonzero().flatten().tolist()
+        raise ValueError(f"{name}: not finite in image {', '.join(map(str, places[:5]))} of the batch")
+
+
+class DisCo(Distillation):
     """The training module: from two views of a batch of images to the loss.
 
     A student of any kind learns the last embedding of a frozen teacher of any kind, and to find its own view among a queue of
@@ -62,8 +119,6 @@ class DisCo(nn.Module):
         >>> output.loss.backward()
     """
 
-    teacher: nn.Module | None
-
     def __init__(
         self,
         student: nn.Module,
@@ -82,7 +137,6 @@ class DisCo(nn.Module):
         seed_temperature: float = 0.01,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
         if arm not in ARMS:
             raise ValueError(f"arm must be one of {', '.join(ARMS)}; got {arm!r}")
         if teacher_mode not in TEACHER_MODES:
@@ -91,26 +145,15 @@ class DisCo(nn.Module):
             raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
         if bn_splits < 1:
             raise ValueError(f"bn_splits must be at least 1, got {bn_splits}")
-        if teacher is student:
-            raise ValueError("teacher and student are the same object: the teacher must be a network of its own")
-        dims = [getattr(module, "dim", dim) for module in (student, teacher) if module is not None]
-        if dims[0] is None:
-            raise ValueError("the student has no attribute dim: say how wide its embeddings are by dim=")
         if arm != "moco" and teacher is None:
             raise ValueError(f"arm {arm!r} needs a teacher")
-        if arm != "moco" and None not in dims and len(set(dims)) > 1:
-            raise ValueError(
-                f"the student's embeddings are {dims[0]} wide and the teacher's {dims[1]}: they must be equal"
-            )
+        super().__init__(student, None if arm == "moco" else teacher, dim)
         self.arm, self.momentum, self.teacher_mode = arm, momentum, teacher_mode
         self.joint_views, self.bn_splits, self.seed_temperature = joint_views, bn_splits, seed_temperature
-        self.student = student
-        # Not a submodule, so that neither optimisers, nor DistributedDataParallel, nor checkpoints see it.
-        self.__dict__["teacher"] = None if arm == "moco" or teacher is None else teacher.requires_grad_(False)
         contrasts = arm not in ("mse_only", "seed")
         self.key = copy.deepcopy(student).requires_grad_(False) if contrasts else None
         self.loss = DisCoLoss(
-            dims[0], queue_size, temperature, distill_weight, distill_reduction,
+            self.dim, queue_size, temperature, distill_weight, distill_reduction,
             contrast_weight=float(arm != "mse_only"), generator=generator,
         )  # fmt: skip
         self.train()
@@ -221,26 +264,5 @@ class DisCo(nn.Module):
             raise ValueError(
                 f"a batch of {len(view_q)} is too small: batch normalisation needs 2 images in each of {self.bn_splits} part(s)"
             )
-        for name, view in (("view_q", view_q), ("view_k", view_k)):
-            finite = torch.isfinite(view).flatten(1).all(1)
-            if not finite.all():
-                places = (~finite).nonzero().flatten().tolist()
-                raise ValueError(f"{name}: not finite in image {', '.join(map(str, places[:5]))} of the batch")
-
-    def train(self, mode: bool = True) -> DisCo:
-        super().train(mode)
-        if self.teacher is not None:
-            self.teacher.train(mode and self.teacher_mode == "train")
-        return self
-
-    def _apply(self, fn: Any, recurse: bool = True) -> DisCo:
-        """The teacher goes along to a device or dtype."""
-        super()._apply(fn, recurse)
-        if self.teacher is not None:
-            self.teacher._apply(fn, recurse)
-        return self
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """All that a stopped training needs to go on, the teacher excepted, as safetensors."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        save_model(self, str(Path(folder) / "model.safetensors"))
+        check_finite("view_q", view_q)
+        check_finite("view_k", view_k)

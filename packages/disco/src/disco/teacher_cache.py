@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -57,7 +58,7 @@ class FixedViews:
         """Let the teacher see every view once, in eval mode, and keep what it makes of them in ``path``; or read it from there.
 
         Raises:
-            ValueError: if ``path`` was written for another teacher, other images or other views.
+            ValueError: if ``path`` was written for another teacher, another number of images or other views, or is none of ours.
         """
         belongs = {
             "teacher": weights_hash(teacher),
@@ -65,7 +66,11 @@ class FixedViews:
             "views": f"{self.views} of seed {self.seed}, {self.augmentation}",
         }
         if path.exists():
-            with safe_open(path, "pt") as file:
+            try:
+                file = safe_open(path, "pt")
+            except SafetensorError as error:
+                raise ValueError(f"{path}: not a file of embeddings ({error}): delete it, or name another") from None
+            with file:
                 known = file.metadata() or {}
                 for key, value in belongs.items():
                     if known.get(key) != value:
@@ -76,7 +81,7 @@ class FixedViews:
             return
         self.embeddings = self._embed(teacher.eval().to(device), images, device, bf16)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         save_file({"embeddings": self.embeddings}, temporary, belongs)
         temporary.replace(path)
 

@@ -16,14 +16,16 @@ from papercore.ops import seed_everything
 from torch import nn
 
 from disco.augment import Augmentation
+from disco.backbones import feature_width
 from disco.checkpoints import describe, load_queue, load_teacher
 from disco.data import SMALL, DataOptions, Images, Splits, channel_statistics, load_data
 from disco.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
 from disco.evaluate import evaluate, extract_features
 from disco.model import DisCo
 from disco.plots import plot_neighbours, plot_training
+from disco.swav import DisCoSwAV, swav_crops
 from disco.teacher_cache import FixedViews
-from disco.trainer import DisCoConfig, DisCoTrainer
+from disco.trainer import SWAV, DisCoConfig, DisCoTrainer
 
 
 @dataclass
@@ -61,6 +63,9 @@ class TrainOptions:
     compare: bool | None = flag("also train it without the teacher; if not given: on the sample only", None)
 
 
+NO_QUEUE = "queue_init teacher needs a --teacher checkpoint of MoCo, which holds a queue"
+LOSS_RISES = "the contrastive loss may rise at first, while keys of images replace the random ones of the queue"
+
 SAMPLE: dict[str, Any] = {"num_train_epochs": 40, "per_device_train_batch_size": 128, "learning_rate": 0.12}
 SAMPLE_TEACHER, SAMPLE_STUDENT = "cnn:32-32-64x2", "cnn:6-6-12"
 
@@ -74,7 +79,13 @@ def suited(data: DataOptions, config: DisCoConfig) -> DisCoConfig:
 
 
 def new_encoder(
-    backbone: str, splits: Splits, dim: int, hidden: int, seed: int, teacher: Encoder | None = None
+    backbone: str,
+    splits: Splits,
+    dim: int,
+    hidden: int,
+    seed: int,
+    teacher: Encoder | None = None,
+    batch_norm: bool = False,
 ) -> Encoder:
     """With random weights of ``seed``; it sees images as its teacher does, which is shown the same views."""
     if teacher is not None:
@@ -83,7 +94,37 @@ def new_encoder(
         size = splits.image_size
         mean, std = channel_statistics(splits.train) if size <= SMALL else (IMAGENET_MEAN, IMAGENET_STD)
     seed_everything(seed)
-    return Encoder(backbone, dim, hidden, image_size=size, mean=mean, std=std)
+    return Encoder(backbone, dim, hidden, batch_norm, image_size=size, mean=mean, std=std)
+
+
+def build(student: Encoder, teacher: Encoder | None, images: int, config: DisCoConfig) -> DisCo | DisCoSwAV:
+    """The training module that ``config`` asks for.
+
+    Args:
+        images: how many there are.
+
+    Raises:
+        ValueError: as :class:`disco.DisCo` and :class:`disco.DisCoSwAV`, and for a backbone that cannot take small crops.
+    """
+    given = {
+        name: getattr(config, name) for name in ("temperature", "distill_weight") if getattr(config, name) is not None
+    }
+    if config.arm != SWAV:
+        return DisCo(
+            student, teacher, arm=config.arm, queue_size=config.queue_for(images), momentum=config.key_momentum_for(images),
+            distill_reduction=config.distill_reduction, teacher_mode=config.teacher_mode, joint_views=config.joint_views,
+            bn_splits=config.bn_splits, seed_temperature=config.seed_temperature, **given,
+        )  # fmt: skip
+    for size in {crop.size for crop in swav_crops(student.image_size, config.small_crops)}:
+        for encoder in (student, teacher or student):
+            feature_width(encoder.backbone, size)
+    steps = config.steps_for(images)
+    frozen, after = config.frozen_prototype_steps, config.swav_queue_after
+    return DisCoSwAV(
+        student, teacher, prototypes=config.prototypes, queue_size=config.swav_queue,
+        queue_after=round(0.075 * steps) if after is None else after,
+        frozen_prototype_steps=round(0.01 * steps) if frozen is None else frozen, **given,
+    )  # fmt: skip
 
 
 def fit(
@@ -97,13 +138,9 @@ def fit(
     folder = Path(str(config.output_dir))
     checkpoint = resumable(folder, config, *record)
     seed_everything(config.seed)
-    disco = DisCo(
-        student, teacher, arm=config.arm, queue_size=config.queue_for(len(images)), momentum=config.key_momentum_for(len(images)),
-        temperature=config.temperature, distill_weight=config.distill_weight, distill_reduction=config.distill_reduction,
-        teacher_mode=config.teacher_mode, joint_views=config.joint_views, bn_splits=config.bn_splits,
-        seed_temperature=config.seed_temperature,
-    )  # fmt: skip
+    disco = build(student, teacher, len(images), config)
     if config.queue_init == "teacher":
+        assert isinstance(disco, DisCo)  # the configuration refuses the other
         start_queue(disco, queue)
     views = None
     if config.fixed_views:
@@ -121,7 +158,7 @@ def fit(
 def start_queue(disco: DisCo, queue: Any) -> None:
     """The teacher's queue instead of random keys, as in the authors' runs."""
     if queue is None:
-        raise ValueError("queue_init teacher needs a --teacher checkpoint of MoCo, which holds a queue")
+        raise ValueError(NO_QUEUE)
     keys, pointer = queue
     bank = disco.queue.queue
     if keys.shape != bank.keys.shape:
@@ -142,6 +179,7 @@ def pretrain_teacher(data: DataOptions, model: TeacherOptions, config: DisCoConf
     if backbone is None:
         raise ValueError("give --backbone, such as resnet50 or cnn:48-48-96-192x2")
     splits = load_data(data)
+    console.print(LOSS_RISES, soft_wrap=True)
     encoder = new_encoder(backbone, splits, model.dim, model.hidden, config.seed)
     random = copy.deepcopy(encoder)
     trainer = fit(encoder, None, splits.train, config, data, model)
@@ -163,7 +201,10 @@ def train(
         raise ValueError(
             "give --teacher: pre-train one with `disco pretrain-teacher`, or name a checkpoint; or --arm moco"
         )
+    if config.queue_init == "teacher" and models.teacher is None:
+        raise ValueError(NO_QUEUE)
     splits = load_data(data)
+    console.print(LOSS_RISES, soft_wrap=True)
     trainers: dict[str, DisCoTrainer] = {}
     teacher, queue = None, None
     if config.arm != "moco" and models.teacher is not None:
@@ -179,13 +220,14 @@ def train(
         console.print(f"teacher {describe(teacher)}", soft_wrap=True)
         if judged(splits):
             results["teacher"] = evaluate(teacher.to(config.device), splits, autocast=True)
-            console.print(f"its k-NN accuracy {results['teacher']['knn_20']:.1f} %", soft_wrap=True)
+            metric, value = next(iter(results["teacher"].items()))
+            console.print(f"its accuracy ({metric}) is {value:.1f} %", soft_wrap=True)
 
-    def new_student() -> Encoder:
+    def new_student(arm: str) -> Encoder:
         dim = 128 if teacher is None else teacher.dim
-        return new_encoder(student_name, splits, dim, models.hidden, config.seed, teacher)
+        return new_encoder(student_name, splits, dim, models.hidden, config.seed, teacher, batch_norm=arm == SWAV)
 
-    networks = {"random": new_student()}
+    networks = {"random": new_student(config.arm)}
     if teacher is not None:
         networks["teacher"] = teacher
     own_name = "MoCo-v2" if config.arm == "moco" else config.arm
@@ -194,7 +236,7 @@ def train(
         alone = dataclasses.replace(config, arm="moco", queue_init="random", output_dir=str(folder / "moco"))
         arms = {"MoCo-v2": alone, **arms}
     for name, own in arms.items():
-        student = networks[name] = new_student()
+        student = networks[name] = new_student(own.arm)
         guide = None if own.arm == "moco" else teacher
         trainers[name] = fit(student, guide, splits.train, own, data, models, queue=queue)
     return finish(networks, trainers, splits, config, results)

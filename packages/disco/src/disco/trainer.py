@@ -16,21 +16,30 @@ from disco.augment import Augmentation
 from disco.data import Images
 from disco.encoder import Encoder
 from disco.model import ARMS, DisCo
+from disco.swav import DisCoSwAV, swav_crops
 from disco.teacher_cache import FixedViews
+
+SWAV = "disco-swav"  # the arm of a training module of its own
+_NOT_SWAV = (
+    "distill_reduction", "queue_size", "queue_init", "key_momentum", "teacher_mode", "joint_views", "bn_splits", "fixed_views",
+)  # fmt: skip
 
 
 @dataclass
 class DisCoConfig(TrainingArguments):
     """Loss and training of one student."""
 
-    arm: str = flag(f"{', '.join(ARMS)}; moco takes no teacher", "disco")
-    distill_weight: float = flag(
-        "weight of the squared distance from the teacher, averaged over the batch (authors: a sum, on 8 devices of 32 images "
-        "each, which is 32 on the mean)",
-        32.0,
+    arm: str = flag(f"{', '.join(ARMS)}, {SWAV}; moco takes no teacher", "disco")
+    distill_weight: float | None = flag(
+        "weight of the squared distance from the teacher, averaged over the batch; 32 if not given (authors: a sum, on 8 devices "
+        "of 32 images each, which is 32 on the mean), in disco-swav 1 (authors), averaged over dimensions, too",
+        None,
     )
     distill_reduction: str = flag("mean: over the batch; sum (authors, with weight 1): grows with it", "mean")
-    temperature: float = flag("of the contrast with the queue (authors: 0.2)", 0.2)
+    temperature: float | None = flag(
+        "of the contrast with the queue, or with the prototypes of disco-swav; 0.2, or 0.1, if not given (authors)",
+        None,
+    )
     queue_size: int | None = flag(
         "keys in the queue; the largest power of two up to a quarter of the images, at most 65536, if not given "
         "(authors: 65536)",
@@ -44,6 +53,18 @@ class DisCoConfig(TrainingArguments):
     joint_views: bool = flag("the student takes both views in one pass: faster, other batch statistics", False)
     bn_splits: int = flag("parts of a batch with batch statistics of their own (authors: 8 devices)", 1)
     seed_temperature: float = flag("the teacher's, in the arm seed (its program: 1e-4)", 0.01)
+    prototypes: int = flag("of disco-swav (authors: 3000)", 3000)
+    small_crops: int = flag(
+        "of disco-swav, beside two large ones; 0 for networks of a fixed image size (authors: 6)", 6
+    )
+    frozen_prototype_steps: int | None = flag(
+        "in disco-swav, steps in which the prototypes stay; a hundredth of all if not given (authors: 5005 of 500,400)",
+        None,
+    )
+    swav_queue: int = flag("embeddings of each large crop that join disco-swav's assignment (authors: 3840)", 3840)
+    swav_queue_after: int | None = flag(
+        "steps after which they join; 0.075 of all if not given (authors: 15 of 200 epochs)", None
+    )
     fixed_views: int = flag(
         "so many views of each image, the same in all epochs, which the teacher sees once; 0: new ones always (authors)",
         0,
@@ -56,9 +77,11 @@ class DisCoConfig(TrainingArguments):
     output_dir: str | None = flag("folder of checkpoints and results; runs/disco-DATA if not given", "")
     num_train_epochs: float = flag("epochs (authors: 200)", 200)
     per_device_train_batch_size: int = flag("images in a step, on each device (authors: 32 on 8)", 256)
-    learning_rate: float = flag("of SGD at 256 images a step over all devices; scales with them (authors: 0.03)", 0.03)
+    learning_rate: float = flag(
+        "of SGD at 256 images a step over all devices; scales with them (authors: 0.03; of disco-swav 0.3)", 0.03
+    )
     lr_scheduler_type: str = flag("schedule (authors: cosine to 0, no warm-up)", "cosine")
-    weight_decay: float = flag("of SGD, on all parameters (authors: 1e-4)", 1e-4)
+    weight_decay: float = flag("of SGD, on all parameters (authors: 1e-4; of disco-swav 1e-6)", 1e-4)
     dataloader_drop_last: bool = flag("leave out an epoch's last, smaller batch (authors)", True)
     logging_steps: float = flag("steps between logs, or their share of all", 0.02)
     save_strategy: str = flag("when to save", "epoch")
@@ -67,8 +90,15 @@ class DisCoConfig(TrainingArguments):
     seed: int = flag("of new weights, views and data order", 0)
 
     def __post_init__(self) -> None:
+        if self.arm not in (*ARMS, SWAV):
+            raise ValueError(f"arm must be one of {', '.join(ARMS)}, {SWAV}; got {self.arm!r}")
+        changed = [name for name in _NOT_SWAV if getattr(self, name) != self.__dataclass_fields__[name].default]
+        if self.arm == SWAV and changed:
+            raise ValueError(f"the arm {SWAV} has no {', '.join(changed)}")
         if self.queue_init not in ("random", "teacher"):
             raise ValueError(f"queue_init must be random or teacher, got {self.queue_init!r}")
+        if self.queue_init == "teacher" and self.arm == "mse_only":
+            raise ValueError("queue_init teacher: the arm mse_only has no queue")
         if self.fixed_views and self.teacher_mode == "train":
             raise ValueError("fixed_views needs teacher_mode eval: batch statistics differ from step to step")
         self.remove_unused_columns = False
@@ -78,22 +108,29 @@ class DisCoConfig(TrainingArguments):
         self._n_gpu = min(self.n_gpu, 1)  # several by torchrun: one process with replicas would have a queue for each
 
     def queue_for(self, images: int) -> int:
-        """Keys in the queue for a data set of so many images."""
-        return self.queue_size or min(65536, 2 ** math.floor(math.log2(max(4, images) / 4)))
+        """Keys in the queue for a data set of so many images; at least those of a step."""
+        if self.queue_size is not None:
+            return self.queue_size
+        step = self.train_batch_size * self.world_size
+        return max(step, min(65536, 2 ** math.floor(math.log2(max(4, images) / 4))))
 
     def key_momentum_for(self, images: int) -> float:
         """The key encoder's momentum for a run over so many images."""
         if self.key_momentum is not None:
             return self.key_momentum
-        steps = self.max_steps if self.max_steps > 0 else self.num_train_epochs * images / self.train_batch_size
-        return 0.999 if steps >= 50_000 else 0.99
+        return 0.999 if self.steps_for(images) >= 50_000 else 0.99
+
+    def steps_for(self, images: int) -> float:
+        """Steps of a run over so many images."""
+        batch = self.train_batch_size * self.world_size
+        return self.max_steps if self.max_steps > 0 else self.num_train_epochs * images / batch
 
 
 class DisCoTrainer(ModuleTrainer):
-    """The transformers Trainer for :class:`disco.DisCo`.
+    """The transformers Trainer for :class:`disco.DisCo` and :class:`disco.DisCoSwAV`.
 
     Args:
-        model: the training module, made by :func:`build` or by hand.
+        model: the training module, made by :func:`disco.train.build` or by hand.
         args: a :class:`DisCoConfig`.
         train_dataset: :class:`disco.data.Images`; ``images`` of its batches are uint8.
         encoder: whose image size and normalisation the views have; the student, if it is an :class:`disco.Encoder`.
@@ -104,11 +141,11 @@ class DisCoTrainer(ModuleTrainer):
     """
 
     args: DisCoConfig
-    model: DisCo
+    model: DisCo | DisCoSwAV
 
     def __init__(
         self,
-        model: DisCo,
+        model: DisCo | DisCoSwAV,
         args: DisCoConfig,
         *,
         train_dataset: Images,
@@ -128,29 +165,35 @@ class DisCoTrainer(ModuleTrainer):
         assert isinstance(encoder, Encoder)
         self.encoder, self.views = encoder, views
         self.augmentation = views.augmentation if views else Augmentation.moco(encoder.image_size)
+        self.crops = swav_crops(encoder.image_size, args.small_crops) if isinstance(model, DisCoSwAV) else []
         self.terms: dict[str, list[Tensor]] = {}
+        self.at = (-1, 0)  # the latest step, and which of its accumulated batches
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         images, index = inputs["images"], inputs["index"].cpu()
-        # Of the step and process, so that a resumed run draws what it would have drawn.
-        step = self.state.global_step * self.args.world_size + self.args.process_index
-        generator = torch.Generator().manual_seed(1_000_003 * self.args.seed + step)
+        # Of the batch and process, so that a resumed run draws what it would have drawn.
+        step = self.state.global_step
+        self.at = (step, self.at[1] + 1 if self.at[0] == step else 0)
+        batch = step * self.args.gradient_accumulation_steps + self.at[1]
+        batch = batch * self.args.world_size + self.args.process_index
+        generator = torch.Generator().manual_seed(1_000_003 * self.args.seed + batch)
         known = None
+        augmentations = self.crops or [self.augmentation] * 2
         if self.views is None:
-            draws = [self.augmentation.draw(len(images), generator) for _ in range(2)]
+            draws = [augmentation.draw(len(images), generator) for augmentation in augmentations]
         else:
             pair = self.views.pair(len(images), generator)
             draws = [self.views.of(index, view) for view in pair]
             if self.views.embeddings is not None:
                 teacher_q, teacher_k = (self.views.teacher(index, view).to(images.device) for view in pair)
                 known = teacher_q, teacher_k
-        view_q, view_k = (
-            self.encoder.normalize(self.augmentation(images, drawn)).contiguous(memory_format=torch.channels_last)
-            for drawn in draws
-        )
-        output = model(view_q, view_k, known)
+        views = [
+            self.encoder.normalize(augmentation(images, drawn)).contiguous(memory_format=torch.channels_last)
+            for augmentation, drawn in zip(augmentations, draws, strict=True)
+        ]
+        output = model(views) if self.crops else model(*views, known)
         for name, value in (("contrast", output.contrast), ("distill", output.distill)):
             self.terms.setdefault(name, []).append(value)
         return (output.loss, {}) if return_outputs else output.loss
