@@ -1,5 +1,7 @@
 """Pictures: every run gives one, and a red frame is a wrong neighbour."""
 
+import json
+
 import pytest
 import torch
 from disco import plots
@@ -25,7 +27,12 @@ def figure(monkeypatch):
 class TestTraining:
     @pytest.mark.parametrize(
         ("histories", "results"),
-        [({"disco": DISCO}, RESULTS), ({"disco": DISCO}, {}), ({"MoCo-v2": MOCO}, {}), ({"x": MOCO, "disco": DISCO}, {})],
+        [
+            ({"disco": DISCO}, RESULTS),
+            ({"disco": DISCO}, {}),
+            ({"MoCo-v2": MOCO}, {}),
+            ({"x": MOCO, "disco": DISCO}, {}),
+        ],
     )
     def test_every_run_gives_a_picture(self, histories, results, tmp_path):
         plot_training(histories, results, tmp_path / "new" / "plot.png")
@@ -50,7 +57,11 @@ class TestTraining:
 
     @pytest.mark.parametrize(
         ("results", "shown"),
-        [(RESULTS, "knn_20"), ({"a": {"knn_10": 5.0, "linear_top1": 6.0}}, "knn_10"), ({"a": {"linear_top1": 6.0}}, "linear_top1")],
+        [
+            (RESULTS, "knn_20"),
+            ({"a": {"knn_10": 5.0, "linear_top1": 6.0}}, "knn_10"),
+            ({"a": {"linear_top1": 6.0}}, "linear_top1"),
+        ],
     )
     def test_bars_are_the_metric_that_all_have(self, results, shown, tmp_path, figure):
         plot_training({"disco": DISCO}, results, tmp_path / "plot.png")
@@ -96,3 +107,32 @@ class TestNeighbours:
         train, test = self.images([10, 20], None), self.images([99], None)
         plot_neighbours({"a": [torch.eye(2), torch.eye(2)[:1]]}, train, test, tmp_path / "n.png", queries=1)
         assert {frame for _, frame in shown} == {None}
+
+
+class TestBottleneck:
+    def rows(self, folder, *cells):
+        lines = [
+            {
+                "options": {"arm": arm, "student": "cnn:4-8", **hidden},
+                "metrics": {"knn_20": value, "linear_top1": value},
+            }
+            for arm, hidden, value in cells
+        ]
+        (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def test_a_point_for_each_width_and_a_head_as_wide_as_the_features(self, tmp_path, figure):
+        self.rows(
+            tmp_path, ("disco", {}, 50.0), ("disco", {}, 52.0), ("disco", {"hidden": -1}, 40.0), ("moco", {}, 45.0),
+            ("seed", {}, 9.0),
+        )  # fmt: skip
+        path = plots.plot_bottleneck(plots.BottleneckOptions(str(tmp_path)))
+        assert path.stat().st_size > 5000
+        lines = {line.get_label(): line for line in figure[0].axes[0].lines}
+        assert list(lines) == ["DisCo", "MoCo-v2"]
+        assert lines["DisCo"].get_xdata().tolist() == [8, 2048]
+        assert lines["DisCo"].get_ydata().tolist() == [40.0, 51.0]
+
+    def test_one_width_is_refused(self, tmp_path):
+        self.rows(tmp_path, ("disco", {}, 50.0))
+        with pytest.raises(ValueError, match="with students of DisCo of several hidden widths"):
+            plots.plot_bottleneck(plots.BottleneckOptions(str(tmp_path)))

@@ -126,7 +126,17 @@ class TestOwnData:
         assert all(set(m) == {"knn_10", "linear_top1"} for m in metrics.values())
 
     def test_moco_takes_no_teacher(self, photos, tmp_path):
-        flags = ["--data", str(photos), "--arm", "moco", *TINY, "--max_steps", "2", "--per_device_train_batch_size", "16"]
+        flags = [
+            "--data",
+            str(photos),
+            "--arm",
+            "moco",
+            *TINY,
+            "--max_steps",
+            "2",
+            "--per_device_train_batch_size",
+            "16",
+        ]
         assert app(["train", *flags, "--output_dir", str(tmp_path / "run")]) == 0
 
     def test_fixed_views_keep_the_teachers_embeddings(self, teacher, tmp_path):
@@ -139,7 +149,18 @@ class TestOwnData:
 class TestTeachersQueue:
     def test_is_read_from_a_moco_checkpoint(self, teacher, tmp_path):
         queue = moco_checkpoint(tmp_path / "moco.pth.tar", teacher, keys=128)
-        flags = [*QUICK, *TINY, "--max_steps", "2", "--image_size", "16", "--compare", "False", "--teacher_backbone", "cnn:8-16"]
+        flags = [
+            *QUICK,
+            *TINY,
+            "--max_steps",
+            "2",
+            "--image_size",
+            "16",
+            "--compare",
+            "False",
+            "--teacher_backbone",
+            "cnn:8-16",
+        ]
         flags += ["--teacher", str(tmp_path / "moco.pth.tar"), "--queue_init", "teacher", "--queue_size", "128"]
         assert app(["train", *flags, "--output_dir", str(tmp_path / "run")]) == 0
         weights = last_checkpoint(tmp_path / "run")
@@ -174,7 +195,10 @@ class TestTeachersQueue:
         (["--queue_init", "teacher"], "queue_init teacher needs a --teacher checkpoint"),
         (["--queue_init", "teacher", "--teacher", "{teacher}"], "queue_init teacher needs a --teacher checkpoint"),
         (["--fixed_views", "1", "--teacher", "{teacher}"], "at least 2 for each image, got 1"),
-        (["--per_device_train_batch_size", "200", "--teacher", "{teacher}"], "128 images are fewer than the 200 of a step"),
+        (
+            ["--per_device_train_batch_size", "200", "--teacher", "{teacher}"],
+            "128 images are fewer than the 200 of a step",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(flags, message, photos, teacher, tmp_path, capsys):
@@ -186,7 +210,10 @@ def test_wrong_input_is_one_line(flags, message, photos, teacher, tmp_path, caps
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--data", "{photos}"], "give --backbone"), (["--queue_init", "teacher"], "queue_init teacher needs a --teacher")],
+    [
+        (["--data", "{photos}"], "give --backbone"),
+        (["--queue_init", "teacher"], "queue_init teacher needs a --teacher"),
+    ],
 )
 def test_wrong_input_for_a_teacher_is_one_line(flags, message, photos, tmp_path, capsys):
     flags = [flag.format(photos=photos) for flag in flags]
@@ -205,12 +232,23 @@ def test_a_teacher_of_another_width_decides_the_students(tmp_path):
 
 def test_interrupted_the_same_command_ends_as_if_it_had_not_been(teacher, tmp_path):
     flags = ["train", "--teacher", str(teacher), *TINY, "--compare", "False", "--max_train", "256", "--max_test", "40"]
-    flags += ["--per_device_train_batch_size", "32", "--num_train_epochs", "5", "--save_strategy", "steps", "--save_steps", "1"]
+    flags += [
+        "--per_device_train_batch_size",
+        "32",
+        "--num_train_epochs",
+        "5",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "1",
+    ]
     code = "import sys; from disco.cli import app; sys.exit(app())"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     command = [sys.executable, "-c", code, *flags, "--output_dir", str(stopped)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL, env=environment) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL, env=environment
+    ) as process:
         while not list(stopped.glob("checkpoint-*/trainer_state.json")) and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)

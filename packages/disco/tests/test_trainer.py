@@ -223,7 +223,10 @@ class TestBatches:
         moved = one.model.student.head[0].weight
         torch.testing.assert_close(moved, student["head.0.weight"] - (gradients[0] + gradients[1]) / 2)
         assert int(one.model.queue.queue.pointer) == 16
-        assert_same({k: v for k, v in key.items() if "head" in k}, {f"head.{k}": v for k, v in state(one.model.key.head).items()})
+        assert_same(
+            {k: v for k, v in key.items() if "head" in k},
+            {f"head.{k}": v for k, v in state(one.model.key.head).items()},
+        )
 
     def test_bfloat16_leaves_the_loss_in_float32(self, trainer, monkeypatch):
         one, seen = trainer(bf16=True, num_train_epochs=1), []
@@ -243,7 +246,9 @@ class TestBatches:
 
 
 class TestSizes:
-    @pytest.mark.parametrize(("images", "size"), [(1_281_167, 65536), (50_000, 8192), (262_144, 65536), (262_143, 32768)])
+    @pytest.mark.parametrize(
+        ("images", "size"), [(1_281_167, 65536), (50_000, 8192), (262_144, 65536), (262_143, 32768)]
+    )
     def test_the_queue_is_the_largest_power_of_two_up_to_a_quarter(self, config, images, size):
         assert config(queue_size=None).queue_for(images) == size
 
@@ -300,8 +305,16 @@ class TestTeachersQueue:
         assert not torch.isclose(bank.keys, keys).all(1)[[15, 16, 17, 18, 19, 0, 1, 2]].any()
 
     def test_must_have_the_same_size(self, config):
-        with pytest.raises(ValueError, match=r"the teacher's queue is \(24, 8\), the student's \(20, 8\): give --queue_size 24"):
-            fit(encoder(), encoder("8-16", seed=1), pictures(), config(queue_init="teacher"), queue=(torch.zeros(24, 8), 0))
+        with pytest.raises(
+            ValueError, match=r"the teacher's queue is \(24, 8\), the student's \(20, 8\): give --queue_size 24"
+        ):
+            fit(
+                encoder(),
+                encoder("8-16", seed=1),
+                pictures(),
+                config(queue_init="teacher"),
+                queue=(torch.zeros(24, 8), 0),
+            )
 
     def test_must_be_there(self, config):
         with pytest.raises(ValueError, match="needs a --teacher checkpoint of MoCo"):

@@ -110,15 +110,16 @@ def plot_bottleneck(options: BottleneckOptions) -> Path:
             for metric, value in row["metrics"].items():
                 found.setdefault((arm, hidden), {}).setdefault(metric, []).append(value)
     if sum(arm == "disco" for arm, _ in found) < 2:
-        raise ValueError(f"{options.folder}: no results of disco with two hidden widths: run `disco reproduce` first")
+        raise ValueError(f"{options.folder}: no results.jsonl with students of DisCo of several hidden widths")
     metrics = [m for m in ("knn_20", "linear_top1") if all(m in values for values in found.values())]
     figure = Figure(figsize=(3.8 * len(metrics), 3.4), layout="constrained")
     for panel, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-        for arm in sorted({arm for arm, _ in found}):
-            widths = sorted(hidden for name, hidden in found if name == arm)
-            means = [interval(found[arm, hidden][metric]) for hidden in widths]
-            errors = [[m.mean - m.low for m in means], [m.high - m.mean for m in means]]
-            panel.errorbar(widths, [m.mean for m in means], errors, marker="o", capsize=3, label=arm)
+        for number, (arm, name) in enumerate({"disco": "DisCo", "moco": "MoCo-v2"}.items()):
+            widths = sorted(hidden for other, hidden in found if other == arm)
+            if widths:
+                means = [interval(found[arm, hidden][metric]) for hidden in widths]
+                panel.plot(widths, [m.mean for m in means], marker="o", label=name, color=f"C{number}")
+                panel.vlines(widths, [m.low for m in means], [m.high for m in means], color=f"C{number}", alpha=0.5)
         panel.set_xscale("log", base=2)
         panel.set(xlabel="hidden width of the head", title=f"{metric}, %")
         panel.grid(alpha=0.3)
