@@ -425,9 +425,9 @@ def test_wrong_flags(folder, words, message):
 def test_wrong_input_is_one_line(folder, capsys):
     app = App("disco", help="")
     app.command("eval", "disco.evaluate:evaluate_checkpoint", help="")
-    assert app(["eval", "knn", str(folder / "none")]) == 2
+    assert app(["eval", "knn", "--model", str(folder / "none")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert app(["eval", "knn", str(folder), "--max_train", "100", "--k", "1"]) == 0
+    assert app(["eval", "knn", "--model", str(folder), "--max_train", "100", "--k", "1"]) == 0
 
 
 def test_options_are_documented():

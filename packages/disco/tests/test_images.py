@@ -1,6 +1,6 @@
 import logging
-import pickle
 from functools import partial
+from pickle import dumps, loads
 
 import numpy as np
 import pytest
@@ -121,7 +121,7 @@ def test_workers_decode(tmp_path):
 
 
 def test_images_can_be_pickled(tmp_path):
-    images = pickle.loads(pickle.dumps(lazily(pictures(tmp_path, 4)).select([3, 1])))
+    images = loads(dumps(lazily(pictures(tmp_path, 4)).select([3, 1])))
     assert images.__getitems__([0, 1])["images"][:, 0, 0, 0].tolist() == [3, 1]
 
 

@@ -1,9 +1,9 @@
 import io
 import json
 import os
-import pickle
 import sys
 import tarfile
+from pickle import dumps, loads
 
 import numpy as np
 import pytest
@@ -142,7 +142,7 @@ class TestArchives:
     def test_pictures_can_be_pickled_for_workers(self, tmp_path):
         for suffix in (".tar", ".tar.gz"):
             path = tar(tmp_path / f"pets{suffix}", {name: png(shade) for name, shade in TREE.items()})
-            check_tree(*pickle.loads(pickle.dumps(read(str(path)))))
+            check_tree(*loads(dumps(read(str(path)))))
 
     def test_hostile_names_write_nothing(self, tmp_path):
         names = ("../../x.png", "/x.png", "a/../../../x.png")
@@ -288,7 +288,7 @@ class TestArrays:
     def test_no_pickle_is_loaded(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         np.savez(tmp_path / "x.npz", images=self.images(2), labels=np.array([Payload(), Payload()], dtype=object))
-        (tmp_path / "y.npz").write_bytes(pickle.dumps(Payload()))
+        (tmp_path / "y.npz").write_bytes(dumps(Payload()))
         for name in ("x.npz", "y.npz"):
             with pytest.raises(ValueError, match=rf"{name}: not an .npz file of plain arrays"):
                 read(str(tmp_path / name))
@@ -334,9 +334,9 @@ class TestTorchvision:
         folder.mkdir()
         for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
             data = np.full((2, 3 * 32 * 32), number, np.uint8)
-            (folder / name).write_bytes(pickle.dumps({"data": data, "labels": [number, 9 - number]}))
+            (folder / name).write_bytes(dumps({"data": data, "labels": [number, 9 - number]}))
         names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-        (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+        (folder / "batches.meta").write_bytes(dumps({"label_names": names}))
         with pytest.raises(ValueError, match=r"torchvision:CIFAR10:.*: Dataset not found or corrupted"):
             read(f"torchvision:CIFAR10:{tmp_path}")
         monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
@@ -404,7 +404,7 @@ class TestHub:
         train, test = read(self.saved(tmp_path / "x", {"train": [0, 1, 1], "test": [1, 0]}, column="img"))
         assert (shades(train), train.labels, train.classes) == ([0, 1, 2], [0, 1, 1], ("cat", "dog"))
         assert (shades(test), test.labels, test.classes) == ([50, 51], [1, 0], ("cat", "dog"))
-        again, _ = pickle.loads(pickle.dumps((train, test)))
+        again, _ = loads(dumps((train, test)))
         assert shades(again) == [0, 1, 2]
 
     def test_secret_test_labels_give_way_to_the_validation_part(self, tmp_path):

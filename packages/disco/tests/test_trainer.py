@@ -195,7 +195,7 @@ def test_killed_and_resumed_gives_the_same_bits(arm, options, trainer, tmp_path)
 
 class TestBatches:
     def test_fewer_images_than_a_step_is_one_line(self, trainer):
-        with pytest.raises(ValueError, match="^5 images are fewer than the 8 of a step: give a smaller --per_device"):
+        with pytest.raises(ValueError, match=r"^5 images are fewer than the 8 of a step: give a smaller --per_device"):
             trainer(pictures(5))
 
     def test_the_last_smaller_one_is_left_out_or_taken(self, trainer):

@@ -174,8 +174,8 @@ def labelled_share(labels: Int64[Tensor, " n"], fraction: float, seed: int = 0) 
 class EvalOptions:
     """What to judge, and how."""
 
-    kind: str = flag("knn or linear", positional=True)
-    model: str = flag("folder of an encoder, as `disco` writes it", positional=True)
+    model: str = flag("folder of an encoder, as `disco` writes it")
+    kind: str = flag("knn or linear", "knn", positional=True)
     k: list[int] = flag("knn: numbers of neighbours", list(KS))
     temperature: float = flag("knn: T of the weights exp(cos / T)", 0.07)
     method: str = flag("linear: lbfgs (standardised features, penalty chosen on a tenth held out), or sgd", "lbfgs")
@@ -201,10 +201,14 @@ class EvalOptions:
 def evaluate_checkpoint(options: EvalOptions, data: DataOptions) -> dict[str, float]:
     """The verb ``eval``: a table and metrics.json. The data may have other classes than those of the training (transfer)."""
     if options.kind not in ("knn", "linear"):
-        raise ValueError(f"eval {options.kind!r} is unknown: choose knn or linear, as in `disco eval knn FOLDER`")
+        raise ValueError(
+            f"eval {options.kind!r} is unknown: choose knn or linear, as in `disco eval knn --model FOLDER`"
+        )
     sgd = options.kind == "linear" and options.method == "sgd"
     if not sgd and (options.augment or options.epochs is not None or options.learning_rate is not None):
-        raise ValueError("--augment, --epochs and --learning_rate go with `disco eval linear FOLDER --method sgd`")
+        raise ValueError(
+            "--augment, --epochs and --learning_rate go with `disco eval linear --model FOLDER --method sgd`"
+        )
     encoder = load_encoder(options.model)
     train, test = _judged(load_data(data))
     if options.label_fraction != 1:

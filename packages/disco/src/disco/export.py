@@ -82,14 +82,14 @@ def loading_code(encoder: Encoder, path: str | Path) -> str:
 class ExportOptions:
     """What to write."""
 
-    checkpoint: str = flag("folder of a finished run", positional=True)
+    model: str = flag("folder of an encoder, as `disco` writes it")
     output: str | None = flag("file to write, .safetensors; backbone.safetensors in that folder if not given", None)
 
 
 def export(options: ExportOptions) -> Path:
     """The verb ``export``."""
-    encoder = load_encoder(options.checkpoint)
-    path = Path(options.output or Path(options.checkpoint) / "backbone.safetensors")
+    encoder = load_encoder(options.model)
+    path = Path(options.output or Path(options.model) / "backbone.safetensors")
     export_backbone(encoder, path)
     console.print(
         f"{path}: {encoder.backbone_name}, images (batch, 3, {encoder.image_size}, {encoder.image_size}) to features "

@@ -36,8 +36,8 @@ def swav_crops(size: int, small: int = 6) -> list[Augmentation]:
 
 def swav_loss(
     embeddings: Float[Tensor, "crops batch dim"],
-    prototypes: Float[Tensor, "count dim"],
-    queues: Sequence[Float[Tensor, "size dim"]] = (),
+    prototypes: Float[Tensor, "count dim_p"],
+    queues: Sequence[Float[Tensor, "_ _"]] = (),
     temperature: float = 0.1,
     epsilon: float = 0.05,
     iterations: int = 3,
@@ -161,7 +161,7 @@ class DisCoSwAV(Distillation):
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.train()
 
-    def forward(self, crops: Sequence[Float[Tensor, "batch 3 _ _"]]) -> DisCoOutput:
+    def forward(self, crops: Sequence[Float[Tensor, "_ 3 _ _"]]) -> DisCoOutput:
         self._check(crops)
         step = int(self.steps)
         student = _embed(self.student, crops)
