@@ -309,8 +309,8 @@ def folder(tmp_path_factory):
     return path
 
 
-def judge(*words):
-    return evaluate_checkpoint(*parse(evaluate_checkpoint, [str(word) for word in words]))
+def judge(kind, model, *flags):
+    return evaluate_checkpoint(*parse(evaluate_checkpoint, [str(word) for word in (kind, "--model", model, *flags)]))
 
 
 def test_knn_of_the_sample(folder, capsys):
@@ -407,7 +407,7 @@ def test_models_that_are_none(tmp_path):
         ),
         (
             ["linear", "--augment"],
-            "--augment, --epochs and --learning_rate go with `disco eval linear FOLDER --method sgd`",
+            "--augment, --epochs and --learning_rate go with `disco eval linear --model FOLDER --method sgd`",
         ),
         (["knn", "--method", "sgd", "--epochs", "3"], "--augment, --epochs and --learning_rate go with"),
         (["linear", "--method", "sgd", "--epochs", "0"], "epochs must be above 0, got 0"),

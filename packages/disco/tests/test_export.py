@@ -139,6 +139,6 @@ def test_what_is_no_finished_run_is_told_in_a_line(tmp_path, capsys):
         ([tmp_path / "good" / "config.json"], "a file, not a folder"),
         ([tmp_path / "good", "--output", "student.pth"], "student.pth: expected a name that ends in .safetensors"),
     ):
-        assert app(["export", *map(str, arguments)]) == 2
+        assert app(["export", "--model", *map(str, arguments)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert re.search(re.escape(message), line)
