@@ -204,7 +204,8 @@ def train(
     if config.queue_init == "teacher" and models.teacher is None:
         raise ValueError(NO_QUEUE)
     splits = load_data(data)
-    console.print(LOSS_RISES, soft_wrap=True)
+    if config.arm not in ("mse_only", SWAV):  # these have no queue of negatives
+        console.print(LOSS_RISES, soft_wrap=True)
     trainers: dict[str, DisCoTrainer] = {}
     teacher, queue = None, None
     if config.arm != "moco" and models.teacher is not None:
