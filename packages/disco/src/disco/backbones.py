@@ -56,6 +56,8 @@ def build_backbone(name: str, image_size: int = 224) -> nn.Module:
         >>> build_backbone("timm:mobilenetv3_large_100")(torch.zeros(2, 3, 64, 64)).shape
         torch.Size([2, 1280])
     """
+    if image_size < 1:
+        raise ValueError(f"backbone {name!r} for images of {image_size} x {image_size}: a side is at least 1 pixel")
     library, separator, model = name.partition(":")
     if not separator:
         library, model = "timm", name

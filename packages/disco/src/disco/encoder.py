@@ -96,7 +96,7 @@ class Encoder(nn.Module, PyTorchModelHubMixin, library_name="disco", license="ap
                 "Encoder.from_pretrained(folder, backbone=module)"
             )
         encoder: Encoder = super()._from_pretrained(strict=strict, **kwargs)
-        return encoder
+        return encoder.eval()  # older releases of the Hub leave it in training mode
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         return self.head(self.backbone(images))
