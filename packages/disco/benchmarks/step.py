@@ -85,7 +85,6 @@ def run(backbone: str, teacher_backbone: str, bf16: bool, rounds: int) -> None:
         DisCo(copy.deepcopy(student), copy.deepcopy(teacher), queue_size=QUEUE).to(device) for _ in range(2)
     )
     known = tuple(F.normalize(torch.randn(BATCH, 128, device=device), dim=1) for _ in range(2))
-    plain.queue.queue.keys.requires_grad_(False)
 
     def ours_distilling(embeddings: object = None) -> None:
         view_q, view_k = batched()
