@@ -5,6 +5,7 @@ from papercore.ops.device import autocast_dtype, full_precision, peak_memory, pi
 from papercore.ops.distributed import gather_features
 from papercore.ops.memory_bank import MemoryBank
 from papercore.ops.pairwise import pairwise_lp
+from papercore.ops.soft_targets import negatives_log_softmax, soft_cross_entropy, soft_kl, soften
 from papercore.ops.transport import (
     SinkhornResult,
     balanced_assignment,
@@ -21,6 +22,7 @@ __all__ = [
     "full_precision",
     "gather_features",
     "info_nce",
+    "negatives_log_softmax",
     "pairwise_lp",
     "peak_memory",
     "pick_device",
@@ -28,4 +30,7 @@ __all__ = [
     "sinkhorn",
     "sinkhorn_cost",
     "sinkhorn_divergence",
+    "soft_cross_entropy",
+    "soft_kl",
+    "soften",
 ]
