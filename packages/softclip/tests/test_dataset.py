@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 
 def tokenizer(texts):
-    return torch.tensor([[len(text), *text.encode()[:3]] for text in texts])
+    return torch.tensor([[len(text), *text.ljust(3).encode()[:3]] for text in texts])
 
 
 def whole(batch):

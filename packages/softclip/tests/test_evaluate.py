@@ -81,11 +81,15 @@ class TestEncode:
         assert found.dtype == torch.float32
         assert 0 < (found - expected).abs().max() < 0.05
 
-    def test_each_module_keeps_its_mode(self, clip):
+    def test_encodes_in_eval_mode_and_leaves_each_module_as_it_was(self, clip):
         clip.train()
         clip.visual.eval()
         before = [module.training for module in clip.modules()]
+        modes = []
+        hook = clip.transformer.register_forward_hook(lambda module, *_: modes.append(module.training))
         encode_pairs(clip, Toy())
+        hook.remove()
+        assert modes == [False]
         assert [module.training for module in clip.modules()] == before
 
     def test_wrong_input(self, clip):
@@ -117,8 +121,8 @@ class TestEvaluate:
 
     def test_an_image_of_several_texts_counts_once(self, clip):
         names = list("aabcaddefgb")
-        labels, groups = [ord(name) % 2 for name in names], [ord(name) // 2 for name in names]
-        toy = Toy(names=names, labels=labels, groups=groups, classes=("cat", "dog"))
+        labels, groups = [ord(name) % 3 for name in names], [ord(name) // 2 for name in names]
+        toy = Toy(names=names, labels=labels, groups=groups, classes=("cat", "dog", "ice"))
         toy.images = toy.images[[names.index(name) for name in names]]
         images, texts = encode_pairs(clip, toy)
         images = images[[names.index(name) for name in "abcdefg"]]
@@ -126,7 +130,7 @@ class TestEvaluate:
         own = torch.tensor([ord(name) for name in "abcdefg"])
         expected |= mean_average_precision(images, texts, own // 2, torch.tensor(groups))
         expected |= zero_shot_accuracy(
-            images, own % 2, zero_shot_classifier(clip.encode_text, TOKENIZER, ["cat", "dog"])
+            images, own % 3, zero_shot_classifier(clip.encode_text, TOKENIZER, ["cat", "dog", "ice"])
         )
         assert evaluate(clip, TOKENIZER, toy) == pytest.approx(expected)
 

@@ -39,6 +39,7 @@ MOST = 4  # objects
 AGAIN = 0.25  # chance that an object is like one before
 LARGE, SMALL = 0.24, 0.12  # half an object's side, as a share of the image's
 OVERSAMPLING = 3
+NOISE = 12  # of 255, at most
 TEMPLATES = {  # by number of phrases
     1: ("{}", "a picture of {}", "{} and maybe more", "here you see {}"),
     2: ("{} and {}", "{} beside {}", "{} with {}", "a scene with {} and {}"),
@@ -62,9 +63,9 @@ def render_scenes(count: int, seed: int = 0, size: int = 64) -> Pairs:
 
     >>> scenes = render_scenes(3)
     >>> scenes.captions[1], scenes.tags[1]
-    ('a blue star with two green circles', ['green circle', 'blue star', 'green circle', 'purple circle'])
+    ('three purple stars and maybe more', ['purple star', 'purple star', 'purple star'])
     >>> scenes.open(1).size, scenes.boxes[1].shape, scenes.classes[scenes.labels[1]]
-    ((64, 64), torch.Size([4, 4]), 'green circle')
+    ((64, 64), torch.Size([3, 4]), 'purple star')
     """
     if count < 0 or size < 16:
         raise ValueError(f"expected a count of at least 0 and a size of at least 16, got {count} and {size}")
@@ -166,8 +167,8 @@ def _draw(
             draw.ellipse([*points.min(0), *points.max(0)], fill)
         else:
             draw.polygon(list(map(tuple, points)), fill)
-    pixels = np.asarray(picture.resize((size, size), Image.Resampling.BOX))
-    noise = rng.standard_normal(pixels.shape, np.float32) * 6
+    pixels = np.asarray(picture.reduce(OVERSAMPLING))
+    noise = rng.integers(-NOISE, NOISE, pixels.shape, np.int16, endpoint=True)
     return (pixels + noise).clip(0, 255).astype(np.uint8), boxes
 
 

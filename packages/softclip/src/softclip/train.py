@@ -17,7 +17,7 @@ from torch import Tensor
 
 from softclip.checkpoints import load_clip, new_clip, tokenizer_of
 from softclip.data import DataOptions, load_pairs
-from softclip.dataset import PairDataset
+from softclip.dataset import PairDataset, square
 from softclip.evaluate import evaluate
 from softclip.guidance import GuideOptions, Guides, collect_guides
 from softclip.model import RoiEncoder, SoftClipModel
@@ -171,7 +171,12 @@ def draw_targets(trainer: SoftClipTrainer, path: Path) -> bool:
     target = soften(torch.log_softmax(scale * guide.float() @ guide.float().T, 1), config.beta).exp()
     predicted = torch.softmax(s * v @ t.T, 1)
     shown: list[Tensor] = [torch.eye(len(rows)), target.cpu(), predicted.cpu()]
-    plot_targets(*shown, [dataset.pairs.captions[i] for i in rows], [dataset.pairs.open(i) for i in rows], path)
+    plot_targets(
+        *shown,
+        [dataset.pairs.captions[i] for i in rows],
+        torch.stack([square(dataset.pairs.image(i), 64) for i in rows]),
+        path,
+    )
     return True
 
 

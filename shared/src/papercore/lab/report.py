@@ -96,17 +96,21 @@ def write_report(comparison: Comparison, folder: Path, command: str) -> None:
     for task in comparison.tasks:
         has_paper = any(task in published for published in study.paper.values())
         columns = ["arm", "seeds"]
-        for metric in study.metrics:
+        metrics = [m for m in study.metrics if any(comparison.values(arm, task, m.name) for arm in study.arms)]
+        for metric in metrics:
             name = f"{metric.name} ({metric.unit})" if metric.unit else metric.name
             columns += [name, "better by"] if metric is decisive else [name]
         columns += ["paper"] if has_paper else []
         rows = []
         for arm in study.arms:
+            if not comparison.values(arm, task, decisive.name):
+                continue
             row = [f"**{arm}**" if arm == study.method else arm]
-            for metric in study.metrics:
+            for metric in metrics:
                 values = comparison.values(arm, task, metric.name)
                 if not values:
-                    break
+                    row.append("")
+                    continue
                 digits = digits_for(values.values())
                 gain = None if arm == study.baseline else comparison.gain(arm, task, metric)
                 row += [str(len(values))] if metric is decisive else []
@@ -115,8 +119,7 @@ def write_report(comparison: Comparison, folder: Path, command: str) -> None:
                 cells.append(
                     {"task": task, "arm": arm, "metric": metric.name, "values": values, "gain": gain and gain._asdict()}
                 )
-            else:
-                rows.append(row + ([str(study.paper.get(arm, {}).get(task, ""))] if has_paper else []))
+            rows.append(row + ([str(study.paper.get(arm, {}).get(task, ""))] if has_paper else []))
         if rows:
             print_table(f"{study.name}, {task}", columns, [[cell.strip("*") for cell in row] for row in rows])
             sections.append(f"## {task}: {comparison.verdict(task)}\n\n{markdown_table(columns, rows)}\n")

@@ -25,7 +25,7 @@ Run = Callable[[dict[str, Any], int, Path], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Metric:
-    """What an arm is judged by. ``name`` is a key of what ``run`` returns."""
+    """What an arm is judged by. ``name`` is a key of what ``run`` returns; the first metric's always, others' where they apply."""
 
     name: str
     lower_is_better: bool = False
@@ -181,8 +181,9 @@ class Comparison:
     rows: list[dict[str, Any]]
 
     def values(self, arm: str, task: str, metric: str) -> dict[int, float]:
-        """One value for each seed."""
-        return {r["seed"]: r["metrics"][metric] for r in self.rows if r["arm"] == arm and r["task"] == task}
+        """One value for each seed; none where the task has no such metric."""
+        rows = [r for r in self.rows if r["arm"] == arm and r["task"] == task and metric in r["metrics"]]
+        return {r["seed"]: r["metrics"][metric] for r in rows}
 
     def gain(self, arm: str, task: str, metric: Metric) -> Interval | None:
         """By how much an arm is better than the baseline (positive is better), paired by seed; None without a pair."""
