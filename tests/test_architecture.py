@@ -17,6 +17,8 @@ PUBLIC = {
     "peg": "progressive_info_nce HardnessSchedule ProgressiveContrastiveLoss PegConfig PegTrainer mine_hard_negatives "
     "retrieval_metrics",
     "disco": "DisCo DisCoLoss ContrastiveHead seed_loss rkd_loss DisCoConfig DisCoTrainer knn_accuracy linear_probe load_teacher",
+    "softclip": "SoftClipLoss SoftClipOutput softclip_loss frozen_teacher_soft_clip_loss SoftClipModel RoiEncoder RoiTagProvider "
+    "SoftClipConfig SoftClipTrainer retrieval_recall mean_average_precision zero_shot_accuracy",
     "papercore.ops": "sinkhorn sinkhorn_cost sinkhorn_divergence pairwise_lp balanced_assignment gather_features pick_device "
     "autocast_dtype peak_memory seed_everything info_nce MemoryBank",
 }

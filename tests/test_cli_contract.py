@@ -14,6 +14,7 @@ APPS = {
     "sinkd": "sinkd.cli",
     "peg": "peg.cli",
     "disco": "disco.cli",
+    "softclip": "softclip.cli",
 }
 METHODS = [name for name in APPS if name != "papercore"]
 
@@ -71,7 +72,7 @@ def test_ctrl_c_says_how_to_go_on(name, tmp_path):
     code = f"import sys; from {APPS[name]} import app; sys.exit(app())"
     command = [sys.executable, "-c", code, "train", "--output_dir", str(tmp_path / "run")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not list((tmp_path / "run").glob("checkpoint-*")) and process.poll() is None:
+        while not list((tmp_path / "run").rglob("checkpoint-*")) and process.poll() is None:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         error = process.communicate(timeout=60)[1]

@@ -18,6 +18,8 @@ SCRIPTS = {
     "sinkd": "sinkd.cli",
     "peg": "peg.cli",
     "disco": "disco.cli",
+    "softclip": "softclip.cli",
+    "softclip-train": "softclip.open_clip_run",
 }
 
 
@@ -45,9 +47,12 @@ def commands():
 
 @pytest.mark.parametrize(("script", "words"), commands())
 def test_commands_parse(script, words):
-    app = importlib.import_module(SCRIPTS[script]).app
-    if words:
-        target, _ = app.verbs[words[0]]
+    module = importlib.import_module(SCRIPTS[script])
+    if script == "softclip-train":  # its flags are open_clip's, but for our own
+        _, rest = module.parse(words)
+        module.open_clip_program().parse_args(rest)
+    elif words:
+        target, _ = module.app.verbs[words[0]]
         parse(load(target), [w for w in words[1:] if not w.startswith("[") and w != "...]"])
 
 

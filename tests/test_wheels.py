@@ -13,6 +13,7 @@ FIRST_COMMANDS = {
     "eclstm": (["eclstm", "train", "--num_train_epochs", "1", "--every", "4"], "RMSE"),
     "sinkd": (["sinkd", "train", "--num_train_epochs", "1", "--max_train", "200"], "SinKD"),
     "disco": (["disco", "train", "--num_train_epochs", "1"], "knn_20"),
+    "softclip": (["softclip", "train", "--num_train_epochs", "1"], "soft_re"),
     "peg": (["peg", "train", "--num_train_epochs", "1"], "nDCG@10"),
 }
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from PIL import Image
 from softclip.plots import plot_targets, plot_training
 
 CLIP = [{"step": s, "loss": 5 / s, "learning_rate": 0.1, "grad_norm": 1.0} for s in (1, 2, 3)]
@@ -29,7 +28,7 @@ def batch(count=4):
 class TestTargets:
     def test_three_panels_of_the_values_on_one_scale(self, tmp_path, figure):
         one_hot, target, predicted = batch()
-        captions = ["a cat", "a dog", "a very long caption of which the end is of no use to anybody", "$x"]
+        captions = ["a cat", "a dog", "a very long caption of which the end is of no use to anybody", "$5_{ or $6"]
         plot_targets(one_hot, target, predicted, captions, None, tmp_path / "new" / "targets.png")
         assert imread(tmp_path / "new" / "targets.png").std() > 0.05
         *panels, _ = figure[0].axes
@@ -47,7 +46,7 @@ class TestTargets:
         assert [label.get_text() for label in panels[0].get_yticklabels()] == columns
 
     def test_thumbnails_stand_beside_their_rows(self, tmp_path, figure):
-        thumbnails = [Image.new("RGB", (8, 6), (shade, 0, 0)) for shade in range(4)]
+        thumbnails = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 8, 8)
         plot_targets(*batch(), list("abcd"), thumbnails, tmp_path / "targets.png")
         panel = figure[0].axes[0]
         insets = panel.child_axes
@@ -71,6 +70,13 @@ class TestTraining:
         (line,) = figure[0].axes[1].lines
         assert line.get_label() == "soft"
         assert line.get_color() == "C1"
+
+    def test_more_terms_than_columns_begin_another_row(self, tmp_path, figure):
+        plot_training({"soft": [{"step": 1, "loss": 1, "a": 1, "b": 2, "c": 3}]}, tmp_path / "loss.png")
+        spans = [
+            (panel.get_subplotspec().rowspan.start, panel.get_subplotspec().colspan.start) for panel in figure[0].axes
+        ]
+        assert spans == [(0, 0), (0, 1), (0, 2), (1, 0)]
 
     def test_nothing_logged_gives_no_picture(self, tmp_path):
         plot_training({"clip": [], "soft": [{"step": 1, "epoch": 1}]}, tmp_path / "loss.png")

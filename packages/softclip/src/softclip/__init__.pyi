@@ -2,3 +2,11 @@ from .loss import SoftClipLoss as SoftClipLoss
 from .loss import SoftClipOutput as SoftClipOutput
 from .loss import frozen_teacher_soft_clip_loss as frozen_teacher_soft_clip_loss
 from .loss import softclip_loss as softclip_loss
+from .model import RoiEncoder as RoiEncoder
+from .model import SoftClipModel as SoftClipModel
+from .retrieval import mean_average_precision as mean_average_precision
+from .retrieval import retrieval_recall as retrieval_recall
+from .roi import RoiTagProvider as RoiTagProvider
+from .trainer import SoftClipConfig as SoftClipConfig
+from .trainer import SoftClipTrainer as SoftClipTrainer
+from .zero_shot import zero_shot_accuracy as zero_shot_accuracy

@@ -18,7 +18,6 @@ class SoftRows:
         guide: None if ``beta`` and ``lam`` are 0.
         groups: of the rows, int (n), and of the columns, int (m): pairs of equal numbers are positives.
         guided: bool (n), False: this row has no guide; its target is one-hot and its relation term 0. None: all have.
-        log_p: whether the guide gives log-probabilities already.
 
     After the last block ``soft``, ``relation``, ``clip`` and ``entropy`` are sums over rows.
     """
@@ -40,14 +39,15 @@ class SoftRows:
     def __call__(self, logits: Tensor, part: slice) -> Tensor:
         rows, columns = self.groups
         positive = rows[part].unsqueeze(1) == columns
-        hard = positive / positive.sum(1, keepdim=True)
+        hard = positive / positive.sum(1, keepdim=True).to(logits.dtype)
         soft = logits.new_full((len(logits), 1), float(self.beta > 0))  # rows whose target is not one-hot
         if self.guided is not None:
             soft *= self.guided[part].unsqueeze(1)
         guide = None if self.guide is None else self.guide(part)
         relation, gradient = torch.zeros_like(soft), torch.zeros_like(logits)
         if self.lam and guide is not None:
-            some = ~positive.all(1, keepdim=True)  # a row without negatives has nothing to relate
+            # A row has nothing to relate if it has no negatives, or the guide gives them nothing.
+            some = (guide > -torch.inf).logical_and_(~positive).any(1, keepdim=True)
             if self.guided is not None:
                 some &= self.guided[part].unsqueeze(1)
             log_n, log_t = (torch.log_softmax(x.masked_fill(positive & some, -torch.inf), 1) for x in (logits, guide))

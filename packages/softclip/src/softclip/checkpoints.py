@@ -27,7 +27,7 @@ CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"  # open
 ROI_WEIGHTS = "roi_encoder.safetensors"
 ROI_PREFIX = "roi_encoder."  # in the state dict of a SoftClipModel, whose other keys are the CLIP's own
 
-_TEXT = {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
+_TEXT = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
 TINY: dict[str, dict[str, Any]] = {
     "tiny-resnet": {
         "embed_dim": 128,
@@ -57,7 +57,7 @@ def model_config(name: str) -> dict[str, Any]:
     """The architecture called so, as open_clip describes it: embed_dim, vision_cfg, text_cfg, ...
 
     Args:
-        name: tiny-resnet or tiny-vit (ours: 32 pixels, 128 features, 24 tokens), a name of ``open_clip.list_models()``, or the
+        name: tiny-resnet or tiny-vit (ours: 32 pixels, 128 features, 16 tokens), a name of ``open_clip.list_models()``, or the
             path of a JSON file like those of open_clip.
 
     Raises:
@@ -189,7 +189,7 @@ def tokenizer_of(model_cfg: Mapping[str, Any], folder: str | Path | None = None)
         folder: where a tokenizer of Hugging Face was saved; else it is looked up by name.
 
     >>> tokenizer_of(TINY["tiny-vit"])(["a red cat"]).shape
-    torch.Size([1, 24])
+    torch.Size([1, 16])
     """
     text = model_cfg["text_cfg"]
     kwargs = {"context_length": text.get("context_length", 77), **(text.get("tokenizer_kwargs") or {})}

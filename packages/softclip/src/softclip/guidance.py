@@ -20,8 +20,8 @@ class GuideOptions:
     """What guides the targets of the arms soft_re, soft and clip_roitag."""
 
     roi: str | None = flag(
-        "regions: thumbnails (of the data's boxes, else of a grid), grid:TIMM_MODEL, detector:TORCHVISION_MODEL (which gives tags "
-        "too), field (the data's own arrays); if not given: thumbnails for sample and emoji",
+        "regions: thumbnails (of the data's boxes, else of a grid), grid:TIMM_MODEL, detector:TORCHVISION_MODEL (which gives "
+        "tags too), field (the data's own arrays); if not given: thumbnails for sample and emoji",
         None,
     )
     guides: str = flag(
@@ -89,6 +89,9 @@ def tf_idf(tags: list[list[str]]) -> Tensor:
     >>> features = tf_idf([["sun", "sky"], ["sun"], ["moon", "sky"]])
     >>> features.shape, bool(features[0] @ features[1] > 0), float(features[1] @ features[2])
     (torch.Size([3, 3]), True, 0.0)
+
+    Raises:
+        ValueError: if they would take more than 2 GiB.
     """
     found = Counter(tag for image in tags for tag in set(image))
     column = {tag: i for i, tag in enumerate(sorted(found))}

@@ -23,12 +23,16 @@ DIVERGENCES = ("symmetric_kl", "kl", "ce")
 GUIDANCE = ("roi_tag", "roi_only", "self", "label_smoothing", "torch_label_smoothing", "targets")
 
 
+# Features whose similarities guide one direction, and bool (n), which of the rows have them (None: all).
+_Guided = tuple[Tensor | None, Tensor | None]
+
+
 class SoftClipOutput(NamedTuple):
     """The loss, and what it is made of. Only ``loss`` and ``roi_tag`` have gradients; the rest is for logs.
 
     Args:
-        loss: the weighted sum. soft: L_soft. relation: L_re. clip: L_CLIP, 0 if ``clip_weight`` is. roi_tag: L_CLIP(R, G), 0 if
-            its weight is. target_entropy: mean entropy of the softened targets, nats; near 0 they are one-hot again.
+        loss: the weighted sum. soft: L_soft. relation: L_re. clip: L_CLIP. roi_tag: L_CLIP(R, G). A term whose weight is 0 is 0.
+        target_entropy: mean entropy of the softened targets, nats; near 0 they are one-hot again.
     """
 
     loss: Tensor
@@ -106,67 +110,54 @@ def softclip_loss(
         tensor(0.)
     """
     given = {"image": image, "text": text, "roi": roi, "tag": tag}
-    _check(given, logit_scale, beta, lam, divergence, guidance, targets, group_ids, roi_valid, tag_valid)
-    for name, value in (("clip_weight", clip_weight), ("roi_tag_weight", roi_tag_weight)):
-        if value < 0:
-            raise ValueError(f"{name} must be >= 0, got {value}")
-    if roi_tag_weight and (roi is None or tag is None):
-        raise ValueError("roi_tag_weight needs roi and tag features")
+    world = dist.get_world_size() if gather and dist.is_initialized() else 1
+    _check_options(beta, lam, divergence, guidance, clip_weight, roi_tag_weight)
+    _check_features(given, {"group_ids": group_ids, "roi_valid": roi_valid, "tag_valid": tag_valid}, logit_scale)
+    _check_guidance(given, guidance, targets, divergence, len(image) * world, beta or lam, roi_tag_weight)
     if not detach_targets and (gather or guidance in ("targets", "label_smoothing", "torch_label_smoothing")):
         raise ValueError("detach_targets=False is for one process and guidance by features")
+    if len(image) * world == 2 and lam and group_ids is None:
+        warnings.warn("with 2 pairs each has one negative, and the relation term is 0", stacklevel=2)
     dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
     with torch.autocast(image.device.type, enabled=False):
         v, t = image.to(dtype), text.to(dtype)
         r, g = (None if x is None else x.to(dtype) for x in (roi, tag))
         scale = torch.as_tensor(logit_scale, dtype=dtype, device=v.device)
-        target_s = scale.detach() if target_scale is None else scale.new_tensor(target_scale)
-        guides = {"self": (v, t), "roi_tag": (r, g), "roi_only": (r, r)}.get(guidance, (None, None))
-        valid = (roi_valid, roi_valid if guidance == "roi_only" else tag_valid)
-        if guidance not in ("roi_tag", "roi_only"):
-            valid = (None, None)
+        target_s = scale if target_scale is None else scale.new_tensor(target_scale)
+        guides: dict[str, tuple[_Guided, _Guided]] = {
+            "self": ((v, None), (t, None)),
+            "roi_tag": ((r, roi_valid), (g, tag_valid)),
+            "roi_only": ((r, roi_valid), (r, roi_valid)),
+        }
+        guided = guides.get(guidance, ((None, None), (None, None)))
         ids = torch.arange(len(v), device=v.device) if group_ids is None else group_ids
-        if gather and group_ids is None and dist.is_initialized():
+        if world > 1 and group_ids is None:
             ids = ids + dist.get_rank() * len(v)
-        of_pairs = (
-            info_nce(r, g, scale, symmetric=True, gather=gather)
-            if roi_tag_weight and r is not None and g is not None
-            else scale.new_zeros(())
-        )  # noqa: E501
+        of_pairs = scale.new_zeros(())
+        if roi_tag_weight and r is not None and g is not None:
+            of_pairs = info_nce(r, g, scale, symmetric=True, gather=gather)
+        loss = roi_tag_weight * of_pairs
         if not detach_targets:
-            output = _dense(
-                v,
-                t,
-                scale,
-                guides,
-                valid,
-                ids,
-                target_s if target_scale is not None else scale,
-                beta,
-                lam,
-                divergence,
-                clip_weight,
-            )  # noqa: E501
-            return output._replace(loss=output.loss + roi_tag_weight * of_pairs, roi_tag=of_pairs)
+            output = _dense(v, t, scale, guided, ids, target_s, beta, lam, divergence, clip_weight)
+            return output._replace(loss=output.loss + loss, roi_tag=of_pairs)
         (all_v, all_t), _ = gather_features(v, t) if gather else ([v, t], 0)
         (all_ids,), _ = gather_features(ids, with_grad=False) if gather else ([ids], 0)
-        loss = roi_tag_weight * of_pairs
+        weights = v.new_full((len(v),), 0.5 / len(v))
         directions = []
         for i, (rows, columns) in enumerate(((v, all_t), (t, all_v))):
-            guide = None
+            (features, valid), guide = guided[i], None
             if beta or lam:
-                guide = _guide(
-                    guidance, guides[i], target_s, ids, all_ids, gather, None if targets is None else targets[i]
-                )
-            direction = SoftRows(guide, (ids, all_ids), valid[i], beta, lam, clip_weight, divergence)
-            weights = rows.new_full((len(rows),), 0.5 / len(rows))
+                target = None if targets is None else targets[i]
+                guide = _guide(guidance, features, target_s.detach(), ids, all_ids, gather, target)
+            direction = SoftRows(guide, (ids, all_ids), valid, beta, lam, clip_weight, divergence)
             loss = loss + streamed(rows, columns, scale, direction, weights, None, chunk_size)[0]
             directions.append(direction)
-        means = [
+        soft, relation, clip, entropy = (
             sum(getattr(d, name) for d in directions) / (2 * len(v)) for name in ("soft", "relation", "clip", "entropy")
-        ]
+        )
     if not torch.isfinite(loss):
         _blame(given)
-    return SoftClipOutput(loss, *means[:3], of_pairs, means[3])
+    return SoftClipOutput(loss, soft, relation, clip, of_pairs, entropy)
 
 
 def _guide(
@@ -186,6 +177,7 @@ def _guide(
 
         def smoothing(part: slice) -> Tensor:
             positive = ids[part].unsqueeze(1) == all_ids
+            positive &= ~positive.all(1, keepdim=True)  # without negatives there is nobody to share with
             return torch.zeros_like(positive, dtype=scale.dtype).masked_fill_(positive, within)
 
         return smoothing
@@ -195,45 +187,57 @@ def _guide(
 
 
 def _dense(
-    v: Tensor, t: Tensor, scale: Tensor, guides: tuple[Tensor | None, Tensor | None], valid: tuple[Tensor | None, Tensor | None],
-    ids: Tensor, target_scale: Tensor, beta: float, lam: float, divergence: str, clip_weight: float,
-) -> SoftClipOutput:  # fmt: skip
+    v: Tensor,
+    t: Tensor,
+    scale: Tensor,
+    guided: tuple[_Guided, _Guided],
+    ids: Tensor,
+    target_scale: Tensor,
+    beta: float,
+    lam: float,
+    divergence: str,
+    clip_weight: float,
+) -> SoftClipOutput:
     """The same loss with whole matrices, through which gradients reach the targets."""
     positive = ids.unsqueeze(1) == ids
     hard = positive / positive.sum(1, keepdim=True).to(v.dtype)
     sums = []
-    for logits, guide, has in ((scale * v @ t.T, guides[0], valid[0]), (scale * t @ v.T, guides[1], valid[1])):
+    for logits, (guide, valid) in ((scale * v @ t.T, guided[0]), (scale * t @ v.T, guided[1])):
         assert guide is not None
         similarity = target_scale * guide @ guide.T
-        soft = torch.ones(len(v), 1, dtype=v.dtype, device=v.device) if has is None else has.unsqueeze(1).to(v.dtype)
-        log_t = soften(torch.log_softmax(similarity, 1), beta * soft, positive)
-        one_hot = soft.squeeze(1) * beta == 0
-
-        def distance(logits: Tensor, log_t: Tensor, one_hot: Tensor) -> Tensor:
-            if divergence == "ce":
-                return -torch.where(log_t == -torch.inf, 0.0, log_t.exp() * torch.log_softmax(logits, 1)).sum(1)
-            kl = soft_kl(logits, log_target=log_t, reduction="none")
-            if divergence == "kl":
-                return kl
-            safe = log_t.masked_fill(one_hot.unsqueeze(1), 0.0)
-            return torch.where(one_hot, kl, soft_kl(logits, log_target=safe, symmetric=True, reduction="none"))
-
-        some = ~positive.all(1) & (soft.squeeze(1) > 0)
-        negatives = logits.masked_fill(positive, -torch.inf)
-        relation = distance(negatives[some], negatives_log_softmax(similarity, positive)[some], one_hot[some] & False)
-        entropy = -torch.where(log_t == -torch.inf, 0.0, log_t.exp() * log_t).sum(1)
+        has = positive.new_ones(len(v)) if valid is None else valid
+        soft = beta * has.unsqueeze(1).to(v.dtype)
+        log_t = soften(torch.log_softmax(similarity, 1), soft, positive)
+        some = ~positive.all(1) & has
+        negatives = logits.masked_fill(positive, -torch.inf)[some]
+        relation = _distance(negatives, negatives_log_softmax(similarity, positive)[some], divergence)
+        distance = torch.where(
+            soft.squeeze(1) > 0,
+            _distance(logits, log_t.masked_fill(soft == 0, 0.0), divergence),
+            _distance(logits, hard.log(), "ce" if divergence == "ce" else "kl"),
+        )
+        constant = log_t.detach()
+        entropy = -torch.where(constant == -torch.inf, 0.0, constant.exp() * constant).sum(1)
         clip = soft_cross_entropy(logits, hard, reduction="none")
-        sums.append(torch.stack([x.sum() for x in (distance(logits, log_t, one_hot), relation, clip, entropy)]))
-    soft_mean, relation, clip, entropy = (sums[0] + sums[1]) / (2 * len(v))
-    loss = soft_mean + lam * relation + clip_weight * clip
-    return SoftClipOutput(
-        loss, soft_mean.detach(), relation.detach(), clip.detach(), loss.new_zeros(()), entropy.detach()
-    )
+        sums.append(torch.stack([x.sum() for x in (distance, relation, clip, entropy)]))
+    distance, relation, clip, entropy = (sums[0] + sums[1]) / (2 * len(v))
+    loss, none = distance + lam * relation + clip_weight * clip, entropy.new_zeros(())
+    terms = (distance, relation if lam else none, clip if clip_weight else none, none, entropy)
+    return SoftClipOutput(loss, *(term.detach() for term in terms))
+
+
+def _distance(logits: Tensor, log_target: Tensor, divergence: str) -> Tensor:
+    """D(target, softmax(logits)) of each row."""
+    if divergence == "ce":
+        log_q = torch.log_softmax(logits, 1).masked_fill(log_target == -torch.inf, 0.0)
+        return -(log_target.exp() * log_q).sum(1)
+    symmetric = divergence == "symmetric_kl"
+    return soft_kl(logits, log_target=log_target, symmetric=symmetric, reduction="none")
 
 
 class SoftClipLoss(nn.Module):
-    """:func:`softclip_loss` where open_clip's ``ClipLoss`` stands: the same constructor's arguments, and a forward that takes what
-    a model returns.
+    """:func:`softclip_loss` where open_clip's ``ClipLoss`` stands: the same constructor's arguments, and a forward that takes
+    what a model returns.
 
     With ``guidance="roi_tag"`` and neither ``roi_features`` nor ``tag_features`` in a call, images and texts guide themselves, as
     with "self".
@@ -275,7 +279,7 @@ class SoftClipLoss(nn.Module):
         use_horovod: bool = False,
     ) -> None:
         super().__init__()
-        _check_options(beta, lam, divergence, guidance)
+        _check_options(beta, lam, divergence, guidance, clip_weight, roi_tag_weight)
         if use_horovod:
             raise ValueError("use_horovod: this loss gathers by torch.distributed alone")
         if world_size > 1 and local_loss and not gather_with_grad:
@@ -330,7 +334,10 @@ class SoftClipLoss(nn.Module):
 
 
 def frozen_teacher_soft_clip_loss(
-    preds: Float[Tensor, "n d"], targets: Float[Tensor, "n d"], temp: float = 0.125, detach_target: bool = False
+    preds: Float[Tensor, "n d"],
+    targets: Float[Tensor, "targets_n targets_d"],
+    temp: float = 0.125,
+    detach_target: bool = False,
 ) -> Float[Tensor, ""]:
     r"""MindEye's ``soft_clip_loss`` (Scotti et al. 2023), which fMRI decoding calls SoftCLIP: the target of each row is how like
     the frozen teacher's embeddings are to each other.
@@ -348,7 +355,7 @@ def frozen_teacher_soft_clip_loss(
     Raises:
         ValueError: for shapes that differ, fewer than 2 rows, or a temp that is not positive.
     """
-    if preds.shape != targets.shape or preds.dim() != 2 or len(preds) < 2:
+    if preds.shape != targets.shape or len(preds) < 2:
         raise ValueError(
             f"preds {tuple(preds.shape)} and targets {tuple(targets.shape)} must both be (n, d) with n of at least 2"
         )
@@ -362,11 +369,14 @@ def frozen_teacher_soft_clip_loss(
         return (soft_cross_entropy(logits, similarity) + soft_cross_entropy(logits.T, similarity)) / 2
 
 
-def _check_options(beta: float, lam: float, divergence: str, guidance: str) -> None:
+def _check_options(
+    beta: float, lam: float, divergence: str, guidance: str, clip_weight: float, roi_tag_weight: float
+) -> None:
     if not 0 <= beta <= 1:
         raise ValueError(f"beta is a share, 0 to 1; got {beta}")
-    if not 0 <= lam < math.inf:
-        raise ValueError(f"lam must be >= 0, got {lam}")
+    for name, value in (("lam", lam), ("clip_weight", clip_weight), ("roi_tag_weight", roi_tag_weight)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be >= 0, got {value}")
     if divergence not in DIVERGENCES:
         raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}; got {divergence!r}")
     if guidance not in GUIDANCE:
@@ -375,21 +385,12 @@ def _check_options(beta: float, lam: float, divergence: str, guidance: str) -> N
         raise ValueError("beta 1 with label_smoothing leaves nothing to the positive: take beta < 1")
 
 
-def _check(
-    given: dict[str, Tensor | None],
-    logit_scale: float | Tensor,
-    beta: float,
-    lam: float,
-    divergence: str,
-    guidance: str,
-    targets: tuple[Tensor, Tensor] | None,
-    group_ids: Tensor | None,
-    roi_valid: Tensor | None,
-    tag_valid: Tensor | None,
+def _check_features(
+    given: dict[str, Tensor | None], of_pairs: dict[str, Tensor | None], logit_scale: float | Tensor
 ) -> None:
-    _check_options(beta, lam, divergence, guidance)
     image, text = given["image"], given["text"]
-    assert image is not None and text is not None
+    assert image is not None
+    assert text is not None
     n = len(image)
     if image.shape != text.shape:
         raise ValueError(f"image {tuple(image.shape)} and text {tuple(text.shape)} features must have the same shape")
@@ -397,28 +398,9 @@ def _check(
         raise ValueError(
             f"need at least 2 pairs, got {n}: a pair alone has no negatives; use drop_last for a short last batch"
         )
-    if n == 2 and lam and group_ids is None:
-        warnings.warn("with 2 pairs each has one negative, and the relation term is 0", stacklevel=3)
-    if (beta or lam) and guidance in ("roi_tag", "roi_only"):
-        missing = [name for name in ("roi", "tag")[: 1 if guidance == "roi_only" else 2] if given[name] is None]
-        if missing:
-            raise ValueError(
-                f"guidance {guidance!r} needs {' and '.join(missing)} features: give them, or take guidance 'self'"
-                + (", or 'roi_only'" if missing == ["tag"] else "")
-            )
-    if (guidance == "targets") != (targets is not None):
-        raise ValueError("guidance 'targets' and the argument targets go together")
-    if targets is not None:
-        for matrix in targets:
-            if matrix.shape[:1] != (n,) or ((matrix.sum(1) - 1).abs() > 1e-3).any():
-                raise ValueError(
-                    f"targets {tuple(matrix.shape)} must have a row for each of {n} pairs, which sums to 1"
-                )
-            if divergence == "symmetric_kl" and (matrix <= 0).any():
-                raise ValueError("targets with zeros make symmetric_kl infinite: take divergence 'kl'")
-    for name, flags in (("group_ids", group_ids), ("roi_valid", roi_valid), ("tag_valid", tag_valid)):
-        if flags is not None and flags.shape != (n,):
-            raise ValueError(f"{name} {tuple(flags.shape)} must have one number for each of {n} pairs")
+    for name, numbers in of_pairs.items():
+        if numbers is not None and numbers.shape != (n,):
+            raise ValueError(f"{name} {tuple(numbers.shape)} must have one number for each of {n} pairs")
     scale = float(torch.as_tensor(logit_scale).detach())
     if not 0 < scale < math.inf:
         raise ValueError(f"logit_scale must be positive and finite, got {scale}: pass it after exponentiation")
@@ -430,18 +412,48 @@ def _check(
         if rows.dim() != 2 or len(rows) != n:
             raise ValueError(f"{name} features {tuple(rows.shape)} must have a row for each of {n} pairs")
         lengths = torch.linalg.vector_norm(rows.detach().float(), dim=1)
-        valid = {"roi": roi_valid, "tag": tag_valid}.get(name)
+        valid = of_pairs.get(f"{name}_valid")
         if valid is not None:
             lengths = lengths[valid]
         if len(lengths) and not (lengths - 1).abs().max() < 0.05:
-            if not torch.isfinite(lengths).all():
-                _blame(given)
-            low, high = lengths.min().item(), lengths.max().item()
+            _blame(given)
             warnings.warn(
-                f"rows of {name} features have lengths {low:.3g} to {high:.3g}, not 1: normalise them "
+                f"rows of {name} features have lengths {lengths.min():.3g} to {lengths.max():.3g}, not 1: normalise them "
                 "(torch.nn.functional.normalize(x, dim=1, eps=1e-6))",
                 stacklevel=3,
             )
+
+
+def _check_guidance(
+    given: dict[str, Tensor | None],
+    guidance: str,
+    targets: tuple[Tensor, Tensor] | None,
+    divergence: str,
+    columns: int,
+    guided: float,
+    roi_tag_weight: float,
+) -> None:
+    needed = {"roi_tag": ("roi", "tag"), "roi_only": ("roi",)}.get(guidance, ())
+    missing = [name for name in needed if guided and given[name] is None]
+    if missing:
+        raise ValueError(
+            f"guidance {guidance!r} needs {' and '.join(missing)} features: give them, or take guidance 'self'"
+            + (", or 'roi_only'" if missing == ["tag"] else "")
+        )
+    if roi_tag_weight and (given["roi"] is None or given["tag"] is None):
+        raise ValueError("roi_tag_weight needs roi and tag features")
+    if (guidance == "targets") != (targets is not None):
+        raise ValueError("guidance 'targets' and the argument targets go together")
+    n = len(given["image"])  # type: ignore[arg-type]
+    for matrix in targets or ():
+        if matrix.shape != (n, columns):
+            raise ValueError(
+                f"targets {tuple(matrix.shape)} must be {n} x {columns}: rows of pairs, columns of all ranks' pairs"
+            )
+        if not ((matrix >= 0).all() and ((matrix.sum(1) - 1).abs() <= 1e-3).all()):
+            raise ValueError("each row of targets must be probabilities, which sum to 1")
+        if divergence == "symmetric_kl" and (matrix == 0).any():
+            raise ValueError("targets with zeros make symmetric_kl infinite: take divergence 'kl'")
 
 
 def _blame(given: dict[str, Tensor | None]) -> None:

@@ -32,21 +32,21 @@ class RoiEncoder(nn.Module):
         ValueError: for another tower, whose rear it does not know.
     """
 
-    def __init__(self, visual: nn.Module, roi_width: int) -> None:
+    def __init__(self, visual: Any, roi_width: int) -> None:
         super().__init__()
         self.resnet = hasattr(visual, "attnpool")
         if self.resnet:
-            width = visual.attnpool.k_proj.in_features  # type: ignore[union-attr]
+            width = visual.attnpool.k_proj.in_features
             self.norm = nn.LayerNorm(width)
         elif hasattr(visual, "class_embedding") and getattr(visual, "attn_pool", None) is None:
-            width = visual.class_embedding.shape[0]  # type: ignore[index,union-attr]
+            width = visual.class_embedding.shape[0]
         else:
             raise ValueError(
                 f"no way is known to encode regions by a {type(visual).__name__}: take a CLIP ResNet or ViT, or frozen guides"
             )
         self.projection = nn.Parameter(torch.randn(roi_width, width) * width**-0.5)
 
-    def forward(self, visual: nn.Module, roi: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, visual: Any, roi: Tensor, mask: Tensor | None = None) -> Tensor:
         """(b, k, f) and bool (b, k), False: padding -> (b, d), not normalised."""
         if roi.shape[-1] != len(self.projection):
             raise ValueError(f"regions are {roi.shape[-1]} wide, and this encoder is for {len(self.projection)}")
@@ -57,7 +57,7 @@ class RoiEncoder(nn.Module):
         if self.resnet:
             first = (x * kept).sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp_min(1)
         else:
-            first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)  # type: ignore[operator,union-attr]
+            first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([first, x], 1)
         padding = F.pad(~mask, (1, 0))  # the first token always stays
         return self._pool(visual, self.norm(x), padding) if self.resnet else self._blocks(visual, x, padding)
@@ -130,14 +130,12 @@ class SoftClipModel(nn.Module):
         else:
             if any(isinstance(module, _BATCH_NORMS) for module in self.modules()):
                 raise ValueError("micro_batch_size: batch norm would see one micro-batch at a time; take a ViT tower")
-            assert image is not None and text is not None
+            assert image is not None
+            assert text is not None
             parts = [slice(i, i + micro_batch_size) for i in range(0, len(image), micro_batch_size)]
-            outputs = [
-                checkpoint(self._encode, image[part], text[part], use_reentrant=False)  # type: ignore[index]
-                for part in parts
-            ]
+            outputs = [checkpoint(self._encode, image[part], text[part], use_reentrant=False) for part in parts]
             output = {name: torch.cat([o[name] for o in outputs]) for name in outputs[0]}
-        output["logit_scale"] = self.clip.logit_scale.exp()  # type: ignore[operator,union-attr]
+        output["logit_scale"] = self.clip.logit_scale.exp()  # type: ignore[operator]
         bias = getattr(self.clip, "logit_bias", None)
         return output if bias is None else {**output, "logit_bias": bias}
 

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 # What the engine logs beside the terms of the loss.
 ENGINE_KEYS = ("step", "epoch", "learning_rate", "grad_norm", "total_flos")
 ENGINE_PREFIXES = ("eval_", "train_", "num_")
+COLUMNS = 3  # of panels
 
 
 def plot_targets(
@@ -23,7 +23,7 @@ def plot_targets(
     target: Float[Tensor, "pairs pairs"],
     predicted: Float[Tensor, "pairs pairs"],
     captions: Sequence[str],
-    thumbnails: Sequence[Image.Image] | None,
+    thumbnails: UInt8[Tensor, "pairs 3 side side"] | None,
     path: Path,
 ) -> None:
     """Three distributions over the captions of one batch, a row for each image: CLIP's target, the softened one, the model's.
@@ -36,7 +36,7 @@ def plot_targets(
         captions: for the columns, shortened. thumbnails: for the rows; without them the captions are there, too.
     """
     count = len(captions)
-    names = [textwrap.shorten(caption, 36, placeholder=" …") for caption in captions]
+    names = [textwrap.shorten(caption, 36, placeholder=" …").replace("$", r"\$") for caption in captions]  # no formula
     figure = Figure(figsize=(11.5, 5.8), layout="compressed")
     panels = figure.subplots(1, 3, sharey=True)
     shown = {"one-hot target": one_hot, "softened target": target, "prediction": predicted}
@@ -50,7 +50,7 @@ def plot_targets(
         panels[0].set_yticks([])
         for y, image in enumerate(thumbnails):
             inset = panels[0].inset_axes((-1.5, y - 0.45, 0.9, 0.9), transform=panels[0].transData)
-            inset.imshow(image)
+            inset.imshow(image.permute(1, 2, 0).numpy())
             inset.axis("off")
     scale = figure.colorbar(heat, ax=panels, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1], pad=0.01)
     scale.ax.set_yticklabels(["0", "0.01", "0.05", "0.2", "0.5", "1"])
@@ -73,13 +73,16 @@ def plot_training(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Pa
     if not terms:
         return
     terms.sort(key=lambda term: term != "loss")
-    figure = Figure(figsize=(3.6 * len(terms), 3.4), layout="constrained")
-    for panel, term in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms, strict=True):
+    columns = min(len(terms), COLUMNS)
+    rows = -(-len(terms) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.8 * rows), layout="constrained")
+    for place, term in enumerate(terms, 1):
+        panel = figure.add_subplot(rows, columns, place)
         for number, (arm, history) in enumerate(histories.items()):
             points = [(row["step"], row[term]) for row in history if term in row]
             if points:
                 panel.plot(*zip(*points, strict=True), label=arm, color=f"C{number}")
-        panel.set(xlabel="step", title=term)
+        panel.set(xlabel="step", title=term.replace("_", " "))
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)

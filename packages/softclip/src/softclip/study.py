@@ -58,7 +58,8 @@ def train_and_evaluate(options: dict[str, Any], seed: int, folder: Path) -> dict
     metrics["scale"] = float(model.logit_scale.detach().exp())
     if json.loads(data)["data"] == "emoji":
         coarse = splits_of(json.dumps({**json.loads(data), "label_field": "json:group"})).test
-        assert coarse is not None and coarse.labels is not None
+        assert coarse is not None
+        assert coarse.labels is not None
         classifier = zero_shot_classifier(model.encode_text, network.tokenizer, coarse.classes, ["{}"])
         found = zero_shot_accuracy(encode_pairs(model, test)[0], torch.tensor(coarse.labels), classifier)
         metrics["group_macro"] = found["zero_shot_macro"]
@@ -90,11 +91,10 @@ def rank_correlations(
         guided = PairDataset(
             pairs.select(part), tokenizer, test.image_size, roi=(guides.roi[part], guides.roi_mask[part]), tags=tags
         )
-        batch, others = (b.to(images.device) for b in guided.__getitems__(part))
+        batch, others = guided.__getitems__(part)
+        batch = replace(batch, images=batch.images.float())  # what becomes of the images is not used
         with torch.no_grad():
-            output = model.eval()(
-                replace(batch, images=batch.images.float()), others
-            )  # of which the images are not used
+            output = model.eval()(batch.to(images.device), others.to(images.device))
         sides = output["roi_features"], output["tag_features"]
     if sides is not None:
         metrics["target_rank"] = sum(spearman(side @ side.T, truth) for side in sides) / 2
@@ -102,7 +102,7 @@ def rank_correlations(
 
 
 def spearman(scores: Tensor, truth: Tensor) -> float:
-    """Mean over rows of the rank correlation of what is off the diagonal.
+    """Mean over rows of the rank correlation of what is off the diagonal; 0 for a row whose values are all equal.
 
     >>> spearman(torch.tensor([[0.0, 3, 2], [3, 0, 1], [2, 1, 0]]), torch.tensor([[0.0, 1, 0.5], [1, 0, 0], [0.5, 0, 0]]))
     1.0
@@ -111,13 +111,13 @@ def spearman(scores: Tensor, truth: Tensor) -> float:
     off = ~torch.eye(n, dtype=torch.bool)
     ranks = [rankdata(x.cpu().double()[off].view(n, n - 1).numpy(), axis=1) for x in (scores, truth)]
     a, b = (r - r.mean(1, keepdims=True) for r in ranks)
-    return float(np.mean((a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))))
+    return float(np.mean((a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1)).clip(1e-9)))
 
 
-# Ours, for two cores: 32 pixels, a modified ResNet of width 8, a text tower of one layer; the target's scale is fixed, because the
-# learnt one would make targets one-hot.
+# Ours, for two cores: 32 pixels, a modified ResNet of width 8, a text tower of one layer; the target's scale is fixed, because
+# the learnt one would make targets one-hot.
 COMMON: dict[str, Any] = {
-    "clip": "tiny-resnet", "per_device_train_batch_size": 96, "learning_rate": 1e-3, "weight_decay": 0.1, "warmup_steps": 30,
+    "clip": "tiny-resnet", "per_device_train_batch_size": 64, "learning_rate": 1e-3, "weight_decay": 0.1, "warmup_steps": 30,
     "target_scale": 10.0,
 }  # fmt: skip
 FROZEN = {"guides": "frozen"}

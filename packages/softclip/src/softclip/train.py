@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,6 @@ from papercore.lab.files import write_json
 from papercore.lab.report import console, print_table
 from papercore.lab.training import resumable
 from papercore.ops import seed_everything, soften
-from torch import Tensor
 
 from softclip.checkpoints import load_clip, new_clip, tokenizer_of
 from softclip.data import DataOptions, load_pairs
@@ -34,7 +34,8 @@ class ModelOptions:
     """What is trained."""
 
     clip: str | None = flag(
-        "an open_clip model (RN50, ViT-B-32, ...), tiny-resnet, tiny-vit, a JSON file like open_clip's; on the sample tiny-resnet",
+        "an open_clip model (RN50, ViT-B-32, ...), tiny-resnet, tiny-vit, a JSON file like open_clip's; on the sample "
+        "tiny-resnet",
         None,
     )
     pretrained: str | None = flag("start from these weights: a folder that we wrote, or NAME:FILE", None)
@@ -67,8 +68,16 @@ def suited(data: DataOptions, guides: GuideOptions, config: SoftClipConfig) -> t
 
 
 def new_network(options: ModelOptions, seed: int) -> Network:
-    """With random weights of ``seed``, or those it is to start from."""
+    """With random weights of ``seed``, or those it is to start from.
+
+    Raises:
+        ValueError: if none is named, or two are; and as :func:`softclip.checkpoints.new_clip` and ``load_clip``.
+    """
     if options.pretrained is not None:
+        if options.clip is not None or options.image_size is not None:
+            raise ValueError(
+                "--pretrained says which network it is, and its image size: leave out --clip and --image_size"
+            )
         loaded = load_clip(options.pretrained)
         return Network(loaded.clip, loaded.model_cfg, loaded.tokenizer)
     if options.clip is None:
@@ -158,28 +167,27 @@ def draw_targets(trainer: SoftClipTrainer, path: Path) -> bool:
     """One-hot target, softened target and prediction of a few training pairs, as the loss has them; for arms with a guide."""
     model, config, dataset = trainer.model.eval(), trainer.args, trainer.train_dataset
     rows = list(range(0, len(dataset), max(1, len(dataset) // SHOWN)))[:SHOWN]
-    images, texts = (batch.to(config.device) for batch in dataset.__getitems__(rows))
-    pixels = images.images
-    if pixels.dtype == torch.uint8:
-        images = dataclasses.replace(images, images=normalized(pixels.float() / 255, model.visual))
-    output = model(images, texts)
+    images, texts = dataset.__getitems__(rows)
+    if images.images.dtype == torch.uint8:
+        images = dataclasses.replace(images, images=normalized(images.images.float() / 255, model.visual))
+    output = model(images.to(config.device), texts.to(config.device))
     v, t, s = (output[name].float() for name in ("image_features", "text_features", "logit_scale"))
-    guide = {"self": v, "roi_tag": output.get("roi_features")}.get(trainer.loss.options["guidance"])
-    if guide is None or not config.beta:
+    loss = trainer.loss.options
+    guide = {"self": v, "roi_tag": output.get("roi_features")}.get(loss["guidance"])
+    if guide is None or not loss["beta"]:
         return False
-    scale = s if config.target_scale is None else config.target_scale
-    target = soften(torch.log_softmax(scale * guide.float() @ guide.float().T, 1), config.beta).exp()
+    scale = s if loss["target_scale"] is None else loss["target_scale"]
+    valid = output.get("roi_valid", torch.ones(len(v), dtype=torch.bool, device=v.device))
+    log_p = torch.log_softmax(scale * guide.float() @ guide.float().T, 1)
+    target = soften(log_p, loss["beta"] * valid.unsqueeze(1)).exp()
     predicted = torch.softmax(s * v @ t.T, 1)
-    shown: list[Tensor] = [torch.eye(len(rows)), target.cpu(), predicted.cpu()]
-    plot_targets(
-        *shown,
-        [dataset.pairs.captions[i] for i in rows],
-        torch.stack([square(dataset.pairs.image(i), 64) for i in rows]),
-        path,
-    )
+    thumbnails = torch.stack([square(dataset.pairs.image(i), 64) for i in rows])
+    captions = [dataset.pairs.captions[i] for i in rows]
+    plot_targets(torch.eye(len(rows)), target.cpu(), predicted.cpu(), captions, thumbnails, path)
     return True
 
 
 def name_of(data: DataOptions) -> str:
     """Of a data set, for a folder."""
-    return Path(data.data.rstrip("/*")).name.split(":")[-1].split(".")[0] or "data"
+    stem = Path(data.data.rstrip("/*")).name.split(".")[0]
+    return re.sub(r"\W+", "-", stem).strip("-") or "data"

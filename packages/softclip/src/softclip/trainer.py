@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 
 from softclip.batch import ImageRoiBatch
 from softclip.checkpoints import ROI_WEIGHTS, WEIGHTS, save_clip, save_roi
+from softclip.dataset import PairDataset
 from softclip.loss import DIVERGENCES, SoftClipLoss
 from softclip.model import SoftClipModel
 
@@ -133,6 +134,7 @@ class SoftClipTrainer(ModuleTrainer):
 
     args: SoftClipConfig
     model: SoftClipModel
+    train_dataset: PairDataset
 
     def __init__(self, model: SoftClipModel, model_cfg: dict[str, Any], args: SoftClipConfig, **kwargs: Any) -> None:
         pairs, step = len(kwargs["train_dataset"]), args.train_batch_size * args.world_size
@@ -186,7 +188,8 @@ class SoftClipTrainer(ModuleTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self.terms:
-            logs |= {name: float(torch.stack(values).mean()) for name, values in self.terms.items()}
+            means = {name: float(torch.stack(values).mean()) for name, values in self.terms.items()}
+            logs |= {name: mean for name, mean in means.items() if mean}  # those that the arm lacks are 0
             self.terms = {}
         super().log(logs, *args, **kwargs)
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 def soft_cross_entropy(
-    logits: Float[Tensor, "n m"], target: Float[Tensor, "n m"], *, reduction: str = "mean"
-) -> Float[Tensor, "..."]:
+    logits: Float[Tensor, "n m"], target: Float[Tensor, "target_n target_m"], *, reduction: str = "mean"
+) -> Float[Tensor, ...]:
     r""":math:`-\sum_j t_{ij} \log \mathrm{softmax}(\ell_i)_j`: its least value is the entropy of the target, not 0.
 
     Args:
@@ -23,21 +23,21 @@ def soft_cross_entropy(
     """
     _same_shape(logits, target)
     total = target.detach().sum(1)
-    if ((total - 1).abs() > 1e-3).any():
+    if not ((total - 1).abs() <= 1e-3).all():
         row = int((total - 1).abs().argmax())
         raise ValueError(f"row {row} of target sums to {float(total[row]):.4g}: rows of targets must sum to 1")
-    log_q = _log_softmax(logits)
-    return _reduce(-torch.where(target > 0, target * log_q, 0.0).sum(1), reduction)
+    log_q = _log_softmax(logits).masked_fill(target == 0, 0.0)  # before the product: -inf times 0 is NaN
+    return _reduce(-(target * log_q).sum(1), reduction)
 
 
 def soft_kl(
     logits: Float[Tensor, "n m"],
-    target: Float[Tensor, "n m"] | None = None,
-    log_target: Float[Tensor, "n m"] | None = None,
+    target: Float[Tensor, "target_n target_m"] | None = None,
+    log_target: Float[Tensor, "target_n target_m"] | None = None,
     *,
     symmetric: bool = False,
     reduction: str = "mean",
-) -> Float[Tensor, "..."]:
+) -> Float[Tensor, ...]:
     r""":math:`\mathrm{KL}(t_i \| q_i)` with q = softmax(logits); symmetric: the mean of both directions.
 
     Args:
@@ -50,10 +50,12 @@ def soft_kl(
     """
     if (target is None) == (log_target is None):
         raise ValueError("give either target or log_target")
-    log_t = target.log() if target is not None else log_target
-    assert log_t is not None
-    _same_shape(logits, log_t)
-    log_t, log_q = log_t.to(torch.promote_types(log_t.dtype, torch.float32)), _log_softmax(logits)
+    given = log_target if target is None else target
+    assert given is not None
+    _same_shape(logits, given)
+    log_t, log_q = given.to(torch.promote_types(given.dtype, torch.float32)), _log_softmax(logits)
+    if target is not None:
+        log_t = log_t.masked_fill(target == 0, 1.0).log().masked_fill(target == 0, -torch.inf)  # log 0 has no gradient
 
     def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
         # Masked before the product: -inf times 0 is NaN, in the gradient too.
@@ -66,7 +68,7 @@ def soft_kl(
 
 
 def negatives_log_softmax(
-    logits: Float[Tensor, "n m"], positives: Shaped[Tensor, "..."] | None = None
+    logits: Float[Tensor, "n m"], positives: Shaped[Tensor, ...] | None = None
 ) -> Float[Tensor, "n m"]:
     """Log-softmax over each row's negatives alone; -inf at the positives, and nowhere NaN, in the gradient neither.
 
@@ -86,7 +88,7 @@ def negatives_log_softmax(
 def soften(
     log_p: Float[Tensor, "n m"],
     beta: float | Float[Tensor, "n 1"],
-    positives: Shaped[Tensor, "..."] | None = None,
+    positives: Shaped[Tensor, ...] | None = None,
 ) -> Float[Tensor, "n m"]:
     r""":math:`\log[(1 - \beta) h + \beta p]`, h the hard target: 1 at the positive, shared equally by several.
 
