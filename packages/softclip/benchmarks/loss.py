@@ -82,7 +82,11 @@ def compare(size: str, rounds: int, largest_whole: int) -> list[list[str]]:
     if n > largest_whole:
         steps = {name: step for name, step in steps.items() if name not in ("eager, kl", "naive, kl")}
     losses = {name: step() for name, step in steps.items()}  # warms up, too
-    for one, other in (("ours, kl", "eager, kl"), ("ours, kl", "naive, kl"), ("open_clip ClipLoss", "papercore info_nce")):
+    for one, other in (
+        ("ours, kl", "eager, kl"),
+        ("ours, kl", "naive, kl"),
+        ("open_clip ClipLoss", "papercore info_nce"),
+    ):
         if other in losses:
             assert abs(losses[one] - losses[other]) <= 1e-5 * max(1.0, abs(losses[other])), losses
     samples: dict[str, list[float]] = {name: [] for name in steps}
@@ -117,7 +121,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sizes", nargs="+", default=["1024x512", "4096x512", "8192x512"], help="PAIRSxWIDTH")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--largest_whole", type=int, default=8192, help="most pairs for the versions with many matrices")
+    parser.add_argument(
+        "--largest_whole", type=int, default=8192, help="most pairs for the versions with many matrices"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = [row for size in args.sizes for row in compare(size, args.rounds, args.largest_whole)]

@@ -15,7 +15,7 @@ from papercore.lab.report import console, print_table
 from papercore.lab.training import resumable
 from papercore.ops import seed_everything, soften
 
-from softclip.checkpoints import load_clip, new_clip, tokenizer_of
+from softclip.checkpoints import load_clip, load_roi, new_clip, tokenizer_of
 from softclip.data import DataOptions, load_pairs
 from softclip.dataset import PairDataset, square
 from softclip.evaluate import evaluate
@@ -25,7 +25,9 @@ from softclip.plots import plot_targets, plot_training
 from softclip.readers import Pairs
 from softclip.trainer import SoftClipConfig, SoftClipTrainer, normalized, save
 
-SAMPLE: dict[str, Any] = {"num_train_epochs": 25, "per_device_train_batch_size": 128, "learning_rate": 1e-3}
+SAMPLE: dict[str, Any] = {
+    "num_train_epochs": 12, "per_device_train_batch_size": 64, "learning_rate": 1e-3, "target_scale": 10.0,
+}  # fmt: skip
 SHOWN = 12  # pairs in the picture of targets
 
 
@@ -50,11 +52,12 @@ class TrainOptions:
 
 
 class Network(NamedTuple):
-    """A CLIP, how open_clip describes it, and its tokenizer."""
+    """A CLIP, how open_clip describes it, its tokenizer, and its encoder of regions if it comes with one."""
 
     clip: Any
     model_cfg: dict[str, Any]
     tokenizer: Any
+    roi_encoder: RoiEncoder | None = None
 
 
 def suited(data: DataOptions, guides: GuideOptions, config: SoftClipConfig) -> tuple[GuideOptions, SoftClipConfig]:
@@ -79,7 +82,9 @@ def new_network(options: ModelOptions, seed: int) -> Network:
                 "--pretrained says which network it is, and its image size: leave out --clip and --image_size"
             )
         loaded = load_clip(options.pretrained)
-        return Network(loaded.clip, loaded.model_cfg, loaded.tokenizer)
+        return Network(
+            loaded.clip, loaded.model_cfg, loaded.tokenizer, load_roi(options.pretrained, loaded.clip.visual)
+        )
     if options.clip is None:
         raise ValueError("give --clip, such as RN50, ViT-B-32 or tiny-resnet, or --pretrained")
     clip, model_cfg = new_clip(options.clip, seed, options.image_size)
@@ -98,10 +103,10 @@ def fit(
     folder = Path(str(config.output_dir))
     checkpoint = resumable(folder, config, *record)
     seed_everything(config.seed)
-    clip, model_cfg, tokenizer = network
+    clip, model_cfg, tokenizer, known = network
     roi_encoder = None
     if guides is not None and not frozen:
-        roi_encoder = RoiEncoder(clip.visual, guides.roi.shape[-1])
+        roi_encoder = known or RoiEncoder(clip.visual, guides.roi.shape[-1])
     size = clip.visual.image_size
     dataset = PairDataset(
         pairs, tokenizer, size if isinstance(size, int) else size[0],
@@ -125,6 +130,10 @@ def train(
     if sample and model.clip is None and model.pretrained is None:
         model = dataclasses.replace(model, clip="tiny-resnet")
     first = new_network(model, config.seed)
+    if config.arm == "clip_roitag" and guide.guides == "frozen":
+        raise ValueError(
+            "clip_roitag is about regions and tags that learn: frozen guides leave CLIP alone; take --arm clip"
+        )
     splits = load_pairs(data)
     arms = {config.arm: config}
     if config.arm != "clip" and (sample if options.compare is None else options.compare):

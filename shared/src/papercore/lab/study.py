@@ -25,7 +25,7 @@ Run = Callable[[dict[str, Any], int, Path], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Metric:
-    """What an arm is judged by. ``name`` is a key of what ``run`` returns; the first metric's always, others' where they apply."""
+    """What an arm is judged by. ``name`` is a key of what ``run`` returns: the first always, others where they apply."""
 
     name: str
     lower_is_better: bool = False

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from papercore.ops.device import full_precision
 
@@ -82,8 +81,9 @@ class _Streamed(torch.autograd.Function):
         return (weights * losses).sum(), losses
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; the gradient would silently be taken for a constant
+            raise RuntimeError("streamed losses have no second derivative: leave out create_graph=True")
         grad_queries, grad_keys, grad_scale, grad_own, scale = ctx.saved_tensors
         of_rows = [None if g is None else g * (upstream * scale) for g in (grad_queries, grad_keys, grad_own)]
         return (
