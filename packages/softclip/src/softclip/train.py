@@ -82,9 +82,8 @@ def new_network(options: ModelOptions, seed: int) -> Network:
                 "--pretrained says which network it is, and its image size: leave out --clip and --image_size"
             )
         loaded = load_clip(options.pretrained)
-        return Network(
-            loaded.clip, loaded.model_cfg, loaded.tokenizer, load_roi(options.pretrained, loaded.clip.visual)
-        )
+        clip: Any = loaded.clip
+        return Network(clip, loaded.model_cfg, loaded.tokenizer, load_roi(options.pretrained, clip.visual))
     if options.clip is None:
         raise ValueError("give --clip, such as RN50, ViT-B-32 or tiny-resnet, or --pretrained")
     clip, model_cfg = new_clip(options.clip, seed, options.image_size)
