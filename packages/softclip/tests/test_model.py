@@ -136,7 +136,7 @@ def batch(n=6):
     roi, mask = torch.randn(n, 4, 7, dtype=torch.float64), torch.rand(n, 4) > 0.3
     mask[1] = False
     images = ImageRoiBatch(torch.randn(n, 3, 32, 32, dtype=torch.float64), roi, mask)
-    words = torch.randint(1, 40000, (2, n, 24))
+    words = torch.randint(1, 40000, (2, n, 16))
     words[..., -1] = 49407  # end of text, the largest token
     tagged = torch.ones(n).bool()
     tagged[2] = False

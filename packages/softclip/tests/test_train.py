@@ -175,7 +175,7 @@ class TestParts:
         config = SoftClipConfig(output_dir=str(tmp_path), learning_rate=0.5)
         guides, own = suited(DataOptions(), GuideOptions(), config)
         assert (guides.roi, own.learning_rate, own.num_train_epochs, own.per_device_train_batch_size) == (
-            "thumbnails", 0.5, 25, 128,
+            "thumbnails", 0.5, 12, 64,
         )  # fmt: skip
         assert suited(DataOptions(), GuideOptions("field"), config)[0].roi == "field"
         guides, own = suited(DataOptions("emoji"), GuideOptions(), config)
@@ -187,7 +187,7 @@ class TestParts:
         assert first.clip.visual.image_size in (64, (64, 64))
         assert torch.equal(first.clip.visual.conv1.weight, again.clip.visual.conv1.weight)
         assert not torch.equal(first.clip.visual.conv1.weight, other.clip.visual.conv1.weight)
-        assert first.tokenizer(["a"]).shape == (1, 24)
+        assert first.tokenizer(["a"]).shape == (1, 16)
 
     @pytest.mark.parametrize(
         ("data", "name"),
