@@ -200,7 +200,7 @@ def test_another_open_clip_is_told_in_a_line(monkeypatch, capsys):
         "lacks what softclip-train replaces or reads: get_data(preprocess_fns), get_data(tokenizer), the call of"
         in line
     )
-    assert "pip install 'open_clip_torch[training]>=3.0,<4'" in line
+    assert "pip install 'open_clip_torch[training]>=3.3,<4'" in line
     monkeypatch.setattr(open_clip, "__version__", "4.0.1")
     assert main([]) == 2
     assert "works inside open_clip 3, and this is 4.0.1" in capsys.readouterr().err

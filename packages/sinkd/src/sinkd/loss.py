@@ -205,8 +205,8 @@ class SinKDLoss(nn.Module):
         self,
         student_logits: Float[Tensor, "*rows classes"],
         teacher_logits: Float[Tensor, "*teacher_rows teacher_classes"],
-        labels: Num[Tensor, ...] | None = None,
-        mask: Bool[Tensor, ...] | None = None,
+        labels: Num[Tensor, "*_"] | None = None,
+        mask: Bool[Tensor, "*_"] | None = None,
         kd_temperature: float | None = None,
     ) -> SinKDOutput:
         """``kd_temperature`` replaces that of the constructor, for this call."""
@@ -218,8 +218,8 @@ class SinKDLoss(nn.Module):
         self,
         student_logits: Float[Tensor, "*rows classes"],
         teacher_logits: Float[Tensor, "*teacher_rows teacher_classes"],
-        labels: Num[Tensor, ...] | None = None,
-        mask: Bool[Tensor, ...] | None = None,
+        labels: Num[Tensor, "*_"] | None = None,
+        mask: Bool[Tensor, "*_"] | None = None,
         kd_temperature: float | None = None,
     ) -> float:
         """How strongly the weighted Sinkhorn term pulls at the student's logits, relative to the other terms together.

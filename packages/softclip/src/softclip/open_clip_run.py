@@ -147,7 +147,7 @@ def open_clip_program() -> ModuleType:
     Raises:
         ValueError: if it lacks what is relied upon, or calls it otherwise.
     """
-    version, wanted = open_clip.__version__, "pip install 'open_clip_torch[training]>=3.0,<4'"
+    version, wanted = open_clip.__version__, "pip install 'open_clip_torch[training]>=3.3,<4'"
     if version.split(".")[0] != "3":
         raise ValueError(f"softclip-train works inside open_clip 3, and this is {version}: {wanted}")
     try:

@@ -107,6 +107,7 @@ def scene_similarity(scenes: Pairs) -> Float[np.ndarray, "n n"]:
         axis=0,
         return_inverse=True,
     )
+    where = where.ravel()  # numpy 2.0 gives a column
     colours, shapes = np.where(multisets < 0, -1, np.divmod(multisets, len(SHAPES)))
 
     def halves(i: int, j: int) -> np.ndarray:

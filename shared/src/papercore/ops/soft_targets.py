@@ -10,7 +10,7 @@ from torch import Tensor
 
 def soft_cross_entropy(
     logits: Float[Tensor, "n m"], target: Float[Tensor, "target_n target_m"], *, reduction: str = "mean"
-) -> Float[Tensor, ...]:
+) -> Float[Tensor, "*_"]:
     r""":math:`-\sum_j t_{ij} \log \mathrm{softmax}(\ell_i)_j`: its least value is the entropy of the target, not 0.
 
     Args:
@@ -37,7 +37,7 @@ def soft_kl(
     *,
     symmetric: bool = False,
     reduction: str = "mean",
-) -> Float[Tensor, ...]:
+) -> Float[Tensor, "*_"]:
     r""":math:`\mathrm{KL}(t_i \| q_i)` with q = softmax(logits); symmetric: the mean of both directions.
 
     Args:
@@ -68,7 +68,7 @@ def soft_kl(
 
 
 def negatives_log_softmax(
-    logits: Float[Tensor, "n m"], positives: Shaped[Tensor, ...] | None = None
+    logits: Float[Tensor, "n m"], positives: Shaped[Tensor, "*_"] | None = None
 ) -> Float[Tensor, "n m"]:
     """Log-softmax over each row's negatives alone; -inf at the positives, and nowhere NaN, in the gradient neither.
 
@@ -88,7 +88,7 @@ def negatives_log_softmax(
 def soften(
     log_p: Float[Tensor, "n m"],
     beta: float | Float[Tensor, "n 1"],
-    positives: Shaped[Tensor, ...] | None = None,
+    positives: Shaped[Tensor, "*_"] | None = None,
 ) -> Float[Tensor, "n m"]:
     r""":math:`\log[(1 - \beta) h + \beta p]`, h the hard target: 1 at the positive, shared equally by several.
 
