@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from softclip.checkpoints import load_clip, load_roi, new_clip, tokenizer_of
 from softclip.dataset import PairDataset
 from softclip.guidance import GuideOptions, collect_guides
-from softclip.model import RoiEncoder, SoftClipModel
+from softclip.model import RoiEncoder, SoftClipModel, normalized
 from softclip.sample import render_scenes
-from softclip.trainer import ARMS, MOST_SCALE, SoftClipConfig, SoftClipTrainer, normalized, random_crops, save
+from softclip.trainer import ARMS, MOST_SCALE, SoftClipConfig, SoftClipTrainer, random_crops, save
 
 PAIRS = 24
 MODEL_CFG = new_clip("tiny-vit", seed=0)[1]

@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 from softclip.checkpoints import load_clip
 from softclip.data import DataOptions, load_pairs
 from softclip.dataset import PairDataset
+from softclip.model import normalized
 from softclip.retrieval import mean_average_precision, retrieval_recall, unit_features
-from softclip.trainer import normalized
 from softclip.zero_shot import TEMPLATES, read_templates, zero_shot_accuracy, zero_shot_classifier
 
 

@@ -349,7 +349,7 @@ def frozen_teacher_soft_clip_loss(
 
     Args:
         preds: p, what is learnt. targets: q, embeddings of a frozen teacher. Normalise both first, as for the original.
-        temp: > 0; MindEye raises it from 0.004 to 0.0075 as it trains.
+        temp: > 0.
         detach_target: True: no gradient passes into B (the original lets it pass, which matters if ``targets`` is trained).
 
     Raises:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -166,6 +167,16 @@ class SoftClipModel(nn.Module):
             return _normalized(self.roi_encoder(self.clip.visual, roi, mask))
         kept = 1.0 if mask is None else mask.unsqueeze(-1)
         return _normalized((roi * kept).sum(1))
+
+
+def normalized(images: Tensor, visual: Any) -> Tensor:
+    """Images of 0 to 1 as the tower wants them: less the mean, by the deviation, per channel."""
+    config = getattr(visual, "preprocess_cfg", {})
+    mean, std = (
+        images.new_tensor(config.get(name, default)).view(3, 1, 1)
+        for name, default in (("mean", OPENAI_DATASET_MEAN), ("std", OPENAI_DATASET_STD))
+    )
+    return (images - mean) / std
 
 
 def _normalized(features: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ from softclip.data import DataOptions, load_pairs
 from softclip.dataset import PairDataset, square
 from softclip.evaluate import evaluate
 from softclip.guidance import GuideOptions, Guides, collect_guides
-from softclip.model import RoiEncoder, SoftClipModel
+from softclip.model import RoiEncoder, SoftClipModel, normalized
 from softclip.plots import plot_targets, plot_training
 from softclip.readers import Pairs
-from softclip.trainer import SoftClipConfig, SoftClipTrainer, normalized, save
+from softclip.trainer import SoftClipConfig, SoftClipTrainer, save
 
 SAMPLE: dict[str, Any] = {
     "num_train_epochs": 12, "per_device_train_batch_size": 64, "learning_rate": 1e-3, "target_scale": 10.0,

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from papercore.lab.cli import flag
 from papercore.lab.training import ModuleTrainer, adapt_to_machine
 from safetensors.torch import load_file
@@ -20,7 +19,7 @@ from softclip.batch import ImageRoiBatch
 from softclip.checkpoints import ROI_WEIGHTS, WEIGHTS, save_clip, save_roi
 from softclip.dataset import PairDataset
 from softclip.loss import DIVERGENCES, SoftClipLoss
-from softclip.model import SoftClipModel
+from softclip.model import SoftClipModel, normalized
 
 # Arms of the comparison (specification of the ablation): what they change of the full method, soft_re. ``roi_tag`` says whether
 # the loss between regions and tags is on, where their encoders learn.
@@ -223,13 +222,3 @@ def random_crops(images: Tensor, least: float, generator: torch.Generator) -> Te
     theta[:, :, 2] = ((2 * draws[1:] - 1) * (1 - side)).T
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
-def normalized(images: Tensor, visual: Any) -> Tensor:
-    """Images of 0 to 1 as the tower wants them: less the mean, by the deviation, per channel."""
-    config = getattr(visual, "preprocess_cfg", {})
-    mean, std = (
-        images.new_tensor(config.get(name, default)).view(3, 1, 1)
-        for name, default in (("mean", OPENAI_DATASET_MEAN), ("std", OPENAI_DATASET_STD))
-    )
-    return (images - mean) / std
