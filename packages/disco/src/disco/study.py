@@ -112,7 +112,7 @@ SAMPLE: dict[str, Any] = {
 CIFAR: dict[str, Any] = {
     "data": "cifar10", "validation": 0.1, "teacher": "cnn:48-48-96-192x2", "student": "cnn:12-12-24-48", "queue_size": 4096,
     "bn_splits": 8, "fixed_views": 8,
-    "pretraining": {"num_train_epochs": 30, "learning_rate": 0.12, "queue_size": 4096, "bn_splits": 8, "save_strategy": "epoch"},
+    "pretraining": {"num_train_epochs": 20, "learning_rate": 0.12, "queue_size": 4096, "bn_splits": 8, "save_strategy": "epoch"},
 }  # fmt: skip
 CIFAR_FULL: dict[str, Any] = {
     **CIFAR, "teacher": "cnn:128-128-256-512x2", "student": "cnn:16-16-32-64", "queue_size": 16384, "fixed_views": 0,
@@ -150,9 +150,9 @@ study = Study(
         "tune": Scale(
             {f"rate {rate}": {"learning_rate": rate, "split": "validation"} for rate in (0.015, 0.03, 0.06, 0.12)},
             seeds=1,
-            options={**CIFAR, "num_train_epochs": 8, "first_seed": 100},
+            options={**CIFAR, "num_train_epochs": 9, "first_seed": 100},
         ),
-        "small": Scale({"cifar10": CIFAR}, seeds=3, options={"num_train_epochs": 8, "learning_rates": RATES}),
+        "small": Scale({"cifar10": CIFAR}, seeds=3, options={"num_train_epochs": 9, "learning_rates": RATES}),
         "full": Scale({"cifar10": CIFAR_FULL}, seeds=2, options={"num_train_epochs": 25, "learning_rates": RATES}),
     },
     run=train_and_evaluate,

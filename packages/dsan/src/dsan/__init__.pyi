@@ -1,0 +1,13 @@
+from .attention import TextAttention as TextAttention
+from .charset import CTCCharset as CTCCharset
+from .decode import Reading as Reading
+from .decode import ctc_beam as ctc_beam
+from .decode import ctc_greedy as ctc_greedy
+from .decode import ctc_lexicon as ctc_lexicon
+from .loss import DoubleSupervisionLoss as DoubleSupervisionLoss
+from .metrics import word_accuracy as word_accuracy
+from .model import DSAN as DSAN
+from .model import DSANOutput as DSANOutput
+from .synthetic import SyntheticWords as SyntheticWords
+from .trainer import DSANConfig as DSANConfig
+from .trainer import DSANTrainer as DSANTrainer
