@@ -124,7 +124,8 @@ def test_frame_loss_is_of_columns():
 
 
 @pytest.mark.parametrize(
-    "options", [{"weight": -1.0}, {"context": "frame"}, {"enhancement": "x"}, {"ctc_reduction": "sum"}, {"on_infeasible": "x"}]
+    "options",
+    [{"weight": -1.0}, {"context": "frame"}, {"enhancement": "x"}, {"ctc_reduction": "sum"}, {"on_infeasible": "x"}],
 )
 def test_wrong_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):

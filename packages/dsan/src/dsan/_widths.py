@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +33,7 @@ class Columns(nn.Sequential):
     Convolutions and pools see zeros where there is no crop; with widths None it is a plain Sequential.
     """
 
-    def forward(self, features: Tensor, widths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+    def forward(self, features: Tensor, widths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         for layer in self:
             if isinstance(layer, Columns | Residual):
                 features, widths = layer(features, widths)
@@ -95,9 +93,8 @@ def upsample(features: Tensor, size: tuple[int, int], source: Tensor | None, tar
     places = places.clamp_min(0)
     left = places.floor().long().minimum(source - 1)
     share = (places - left).clamp_max(1).to(features.dtype)[:, None, None]
-    columns: Callable[[Tensor], Tensor] = (
-        lambda at: features.gather(  # noqa: E731
-            3, at[:, None, None].expand(*features.shape[:3], -1)
-        )
-    )
+
+    def columns(at: Tensor) -> Tensor:
+        return features.gather(3, at[:, None, None].expand(*features.shape[:3], -1))
+
     return torch.lerp(columns(left), columns((left + 1).minimum(source - 1)), share)

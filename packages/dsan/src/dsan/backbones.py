@@ -6,7 +6,7 @@ CRNN's (Shi et al. 2015), ``tiny`` is ours, for CPUs. All widths are carried alo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import timm
 import torch
@@ -45,7 +45,7 @@ def build_backbone(name: str, channels: int = 1, widths: Sequence[int] | None = 
         if widths is not None:
             raise ValueError(f"{name} has its own widths: leave them out")
         return _timm(name.removeprefix("timm/"), channels)
-    builders = {"tiny": _tiny, "base": _base, "vgg": _vgg}
+    builders: dict[str, Callable[..., Backbone]] = {"tiny": _tiny, "base": _base, "vgg": _vgg}
     if name not in builders:
         raise ValueError(f"backbone must be one of {', '.join(builders)} or timm/NAME; got {name!r}")
     chosen = tuple(DEFAULT_CHANNELS[name] if widths is None else widths)
@@ -106,7 +106,7 @@ def _vgg(channels: int, out: int) -> Backbone:
 class _Plain(nn.Sequential):
     """A Sequential in Columns' place, for networks that widths cannot be carried through."""
 
-    def forward(self, features: Tensor, widths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+    def forward(self, features: Tensor, widths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         for layer in self:
             features = layer(features)
         return features, None

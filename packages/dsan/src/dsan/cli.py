@@ -10,6 +10,7 @@ app.command("synth", "dsan.synth:synth", help="render words with labels, text ma
 app.command("convert", "dsan.convert:convert", help="labelled crops from LMDB, folder, JSON or zip to another of these")
 app.command("export", "dsan.export:export", help="ONNX or torch.export program of a checkpoint, any batch and width")
 app.add_study("dsan.study:study")
+app.command("compare", "dsan.compare:compare", help="McNemar's test between the arms of a study that was reproduced")
 
 if __name__ == "__main__":
     raise SystemExit(app())

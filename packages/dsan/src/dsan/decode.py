@@ -229,14 +229,15 @@ def ctc_lexicon(
     padded[torch.arange(padded.shape[1]) < sizes.unsqueeze(1)] = targets
     log_p = logits.detach().float().log_softmax(2).cpu()
     frames = torch.full((len(logits),), logits.shape[1]) if lengths is None else lengths.cpu()
-    near = mode == "edit" or max_edits is not None
     readings = []
     for i, greedy in enumerate(ctc_greedy(logits, charset, lengths)):
         rows = torch.arange(len(words))
-        if near:
-            edits = torch.from_numpy(edit_distances(greedy.text, words, charset))
-            rows = edits.argmin(keepdim=True) if mode == "edit" else (edits <= max_edits).nonzero().squeeze(1)
-            rows = rows if len(rows) else torch.arange(len(words))
+        if mode == "edit" or max_edits is not None:
+            edits = torch.from_numpy(edit_distances(greedy.text, words))
+            near = (
+                (edits == edits.min()).nonzero()[:1, 0] if max_edits is None else (edits <= max_edits).nonzero()[:, 0]
+            )
+            rows = near if len(near) else rows
         scores = torch.cat([_word_log_p(log_p[i, : frames[i]], padded[r], sizes[r]) for r in rows.split(4096)])
         best = int(scores.argmax())
         readings.append(Reading(words[int(rows[best])], float(scores[best].exp())))
@@ -252,10 +253,10 @@ def _word_log_p(log_p: Tensor, words: Tensor, sizes: Tensor) -> Tensor:
     return -each
 
 
-def edit_distances(word: str, lexicon: Sequence[str], charset: CTCCharset) -> npt.NDArray[np.int64]:
+def edit_distances(word: str, lexicon: Sequence[str]) -> npt.NDArray[np.int64]:
     """Levenshtein's distance of ``word`` from every word of a lexicon at once.
 
-    >>> edit_distances("kitten", ["sitting", "kitten", ""], CTCCharset()).tolist()
+    >>> edit_distances("kitten", ["sitting", "kitten", ""]).tolist()
     [3, 0, 6]
     """
     sizes = np.array([len(w) for w in lexicon])

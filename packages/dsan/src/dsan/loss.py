@@ -17,7 +17,7 @@ GO, END = 0, 1  # classes of attention decoders, as in the deep-text-recognition
 
 
 class DoubleSupervisionOutput(NamedTuple):
-    """``loss`` is ``context + weight * enhancement``, whose parts are detached; ``infeasible`` counts words that were left out."""
+    """``loss`` is ``context + weight * enhancement``, whose parts are detached; ``infeasible`` counts words left out."""
 
     loss: Tensor
     context: Tensor
@@ -62,7 +62,8 @@ class DoubleSupervisionLoss(nn.Module):
             raise ValueError(f"weight must not be negative, got {weight}")
         for name, value, known in (
             ("context", context, KINDS[:2]), ("enhancement", enhancement, KINDS),
-            ("ctc_reduction", ctc_reduction, ("mean_per_sample", "torch_mean")), ("on_infeasible", on_infeasible, ("raise", "skip")),
+            ("ctc_reduction", ctc_reduction, ("mean_per_sample", "torch_mean")),
+            ("on_infeasible", on_infeasible, ("raise", "skip")),
         ):  # fmt: skip
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")

@@ -174,7 +174,7 @@ class DSAN(nn.Module, PyTorchModelHubMixin, library_name="dsan", license="apache
     def _branch(self, branch: Branch, columns: Tensor, lengths: Tensor | None, targets: Any) -> Tensor:
         fed = None
         if targets is not None and not isinstance(branch.head, nn.Linear):
-            fed = attention_targets(targets[0].to(columns.device), targets[1], branch.head.steps)  # type: ignore[arg-type]
+            fed = attention_targets(targets[0].to(columns.device), targets[1], branch.head.steps)
         return branch(columns, lengths, fed)
 
     def frames(self, width: int) -> int:
@@ -261,10 +261,8 @@ class DSAN(nn.Module, PyTorchModelHubMixin, library_name="dsan", license="apache
             raise ValueError(f"decode {decode!r}: this network has no enhancement branch")
         if (search == "lexicon") != (lexicon is not None):
             raise ValueError("search 'lexicon' and a lexicon come together")
-        kinds = {"ctx": [self.context_kind], "enh": [self.enhancement_kind]}.get(
-            decode, [self.context_kind, self.enhancement_kind]
-        )
-        if search != "greedy" and "attn" in kinds:
+        kinds = {"ctx": self.context_kind, "enh": self.enhancement_kind}
+        if search != "greedy" and any(kind == "attn" for branch, kind in kinds.items() if decode in (branch, "fuse")):
             raise ValueError(f"search {search!r} needs CTC; an attention decoder is greedy")
 
     def _read(

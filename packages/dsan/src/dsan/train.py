@@ -17,6 +17,7 @@ from papercore.ops import seed_everything
 
 from dsan.charset import ALPHANUMERIC
 from dsan.data import DataOptions, Splits, Words, load_words
+from dsan.decode import Reading
 from dsan.images import normalize
 from dsan.metrics import scores
 from dsan.model import DSAN
@@ -83,14 +84,16 @@ def fit(model: DSAN, splits: Splits, config: DSANConfig, *record: Any) -> DSANTr
     return trainer
 
 
-def judge(model: DSAN, words: Words) -> dict[str, dict[str, float]]:
-    """:func:`dsan.metrics.scores` of each branch that there is, and of both together."""
+def readings_of(model: DSAN, words: Words) -> dict[str, list[Reading]]:
+    """What each branch reads, and both together where there are two."""
     branches = ["ctx"] if model.enhancement is None or model.enhancement_kind == "frame" else ["ctx", "enh", "fuse"]
     arrays = words.arrays()
-    return {
-        branch: scores([r.text for r in model.read_fitted(arrays, decode=branch, batch_size=256)], words.labels)
-        for branch in branches
-    }
+    return {branch: model.read_fitted(arrays, decode=branch, batch_size=256) for branch in branches}
+
+
+def judge(readings: dict[str, list[Reading]], labels: list[str]) -> dict[str, dict[str, float]]:
+    """:func:`dsan.metrics.scores` of each."""
+    return {branch: scores([r.text for r in found], labels) for branch, found in readings.items()}
 
 
 def train(data: DataOptions, options: ModelOptions, config: DSANConfig) -> dict[str, dict[str, float]]:
@@ -110,7 +113,7 @@ def train(data: DataOptions, options: ModelOptions, config: DSANConfig) -> dict[
         plot_training(folder / "training.png", trainer.state.log_history)
         written = [folder / "training.png"]
         if splits.test is not None:
-            results = judge(model, splits.test)
+            results = judge(readings_of(model, splits.test), splits.test.labels)
             write_json(folder / "metrics.json", results)
             columns = {"accuracy": "accuracy %", "similarity": "1 - NED %", "accuracy_digit": "with a digit %"}
             columns = {k: v for k, v in columns.items() if k in results["ctx"]}

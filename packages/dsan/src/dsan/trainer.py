@@ -85,10 +85,10 @@ class DSANTrainer(ModuleTrainer):
                 f"{len(words)} crops are fewer than the {step} of a step: give a smaller --per_device_train_batch_size"
             )
         if validation is None:
-            args.eval_strategy = "no"  # type: ignore[assignment]
+            args.eval_strategy = "no"
         super().__init__(
-            model=model.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
-            args=args, eval_dataset=validation, **kwargs,
+            model=model.to(memory_format=torch.channels_last),
+            args=args, eval_dataset=validation, data_collator=_in_tuple, **kwargs,
         )  # fmt: skip
         self.loss = DoubleSupervisionLoss(
             args.enhancement_weight,
@@ -104,7 +104,7 @@ class DSANTrainer(ModuleTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        batch: WordBatch = inputs
+        (batch,) = inputs
         images = batch.images.float()
         if self.augmentation is not None:
             # Of the step and process, so that a resumed run draws what it would have drawn.
@@ -162,7 +162,7 @@ class DSANTrainer(ModuleTrainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Word accuracy, 0 to 1, of the validation words."""
-        words: Words = eval_dataset or self.eval_dataset
+        words: Any = eval_dataset or self.eval_dataset
         was = self.model.training
         readings = self.model.read_fitted(words.arrays(), batch_size=256)
         self.model.train(was)
@@ -173,7 +173,7 @@ class DSANTrainer(ModuleTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Crops of like width share a batch, where widths differ."""
-        words = train_dataset or self.train_dataset
+        words: Any = train_dataset or self.train_dataset
         if not self.model.size.keep_ratio:
             return super()._get_train_sampler(train_dataset)
         return WidthBuckets(words.widths, self.args.train_batch_size * self.args.world_size, seed=self.args.seed)
@@ -190,7 +190,7 @@ class DSANTrainer(ModuleTrainer):
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """One cycle: by half a cosine from a 25th of the peak up to it, and down to almost nothing; Adadelta's rate is constant."""
+        """One cycle: by half a cosine from a 25th of the peak up to it, then down to nearly 0. Adadelta's rate is constant."""
         if self.lr_scheduler is None:
             warmup = self.args.get_warmup_steps(num_training_steps)
 
@@ -213,6 +213,11 @@ class DSANTrainer(ModuleTrainer):
             logs |= {name: mean for name, mean in means.items() if mean}  # those that the arm lacks are 0
             self.terms = {}
         super().log(logs, *args, **kwargs)
+
+
+def _in_tuple(batch: WordBatch) -> tuple[WordBatch]:
+    """A batch in which the engine can look for its own keys."""
+    return (batch,)
 
 
 def _boxes(batch: WordBatch) -> list[Tensor]:
