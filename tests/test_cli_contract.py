@@ -15,6 +15,7 @@ APPS = {
     "peg": "peg.cli",
     "disco": "disco.cli",
     "softclip": "softclip.cli",
+    "dsan": "dsan.cli",
 }
 METHODS = [name for name in APPS if name != "papercore"]
 

@@ -20,6 +20,7 @@ SCRIPTS = {
     "disco": "disco.cli",
     "softclip": "softclip.cli",
     "softclip-train": "softclip.open_clip_run",
+    "dsan": "dsan.cli",
 }
 
 

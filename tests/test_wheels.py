@@ -14,6 +14,7 @@ FIRST_COMMANDS = {
     "sinkd": (["sinkd", "train", "--num_train_epochs", "1", "--max_train", "200"], "SinKD"),
     "disco": (["disco", "train", "--num_train_epochs", "1"], "knn_20"),
     "softclip": (["softclip", "train", "--num_train_epochs", "1"], "soft_re"),
+    "dsan": (["dsan", "train", "--num_train_epochs", "1", "--max_train", "1000"], "500 test words"),
     "peg": (["peg", "train", "--num_train_epochs", "1"], "nDCG@10"),
 }
 

@@ -234,9 +234,9 @@ def ctc_lexicon(
         rows = torch.arange(len(words))
         if mode == "edit" or max_edits is not None:
             edits = torch.from_numpy(edit_distances(greedy.text, words))
-            near = (
-                (edits == edits.min()).nonzero()[:1, 0] if max_edits is None else (edits <= max_edits).nonzero()[:, 0]
-            )
+            most = edits.min() if mode == "edit" else max_edits
+            near = (edits <= most).nonzero().squeeze(1)
+            near = near[:1] if mode == "edit" else near
             rows = near if len(near) else rows
         scores = torch.cat([_word_log_p(log_p[i, : frames[i]], padded[r], sizes[r]) for r in rows.split(4096)])
         best = int(scores.argmax())

@@ -204,7 +204,7 @@ class DSANTrainer(ModuleTrainer):
                 )
                 return low + (1 - low) * (0.5 - 0.5 * math.cos(math.pi * min(1.0, max(0.0, done))))
 
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, one_cycle)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.create_optimizer(), one_cycle)
         return self.lr_scheduler
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
