@@ -234,7 +234,7 @@ def ctc_lexicon(
         rows = torch.arange(len(words))
         if mode == "edit" or max_edits is not None:
             edits = torch.from_numpy(edit_distances(greedy.text, words))
-            most = edits.min() if mode == "edit" else max_edits
+            most = int(edits.min()) if mode == "edit" else max_edits or 0
             near = (edits <= most).nonzero().squeeze(1)
             near = near[:1] if mode == "edit" else near
             rows = near if len(near) else rows
