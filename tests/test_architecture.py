@@ -19,8 +19,8 @@ PUBLIC = {
     "disco": "DisCo DisCoLoss ContrastiveHead seed_loss rkd_loss DisCoConfig DisCoTrainer knn_accuracy linear_probe load_teacher",
     "softclip": "SoftClipLoss SoftClipOutput softclip_loss frozen_teacher_soft_clip_loss SoftClipModel RoiEncoder RoiTagProvider "
     "SoftClipConfig SoftClipTrainer retrieval_recall mean_average_precision zero_shot_accuracy",
-    "dsan": "DSAN DSANOutput TextAttention DoubleSupervisionLoss CTCCharset Reading ctc_greedy ctc_beam ctc_lexicon SyntheticWords "
-    "word_accuracy DSANConfig DSANTrainer",
+    "dsan": "DSAN DSANOutput TextAttention DoubleSupervisionLoss CTCCharset Reading ctc_greedy ctc_beam ctc_lexicon "
+    "SyntheticWords word_accuracy DSANConfig DSANTrainer",
     "papercore.ops": "sinkhorn sinkhorn_cost sinkhorn_divergence pairwise_lp balanced_assignment gather_features pick_device "
     "autocast_dtype peak_memory seed_everything info_nce MemoryBank",
 }

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import pickle
 import re
 from pathlib import Path
+from pickle import dumps, loads
 from typing import Any
 
 import matplotlib
@@ -23,7 +23,7 @@ def same(a: SyntheticWord, b: SyntheticWord) -> bool:
 
 
 def test_a_word_depends_on_seed_and_index_alone() -> None:
-    copy = pickle.loads(pickle.dumps(SyntheticWords(fonts=FONTS)))
+    copy = loads(dumps(SyntheticWords(fonts=FONTS)))
     assert all(same(copy[i], WORDS[i]) for i in (200, 3, 7, 3))
     other = SyntheticWords(fonts=FONTS, seed=1)
     assert not any(same(other[i], WORDS[i]) for i in range(5))

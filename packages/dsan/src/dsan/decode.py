@@ -66,7 +66,7 @@ def ctc_greedy(
     if confidence not in CONFIDENCES:
         raise ValueError(f"confidence must be one of {', '.join(CONFIDENCES)}; got {confidence!r}")
     _check(logits, charset)
-    best, ids = logits.float().softmax(2).max(2)
+    best, ids = logits.detach().float().softmax(2).max(2)
     ids_, best_ = ids.to(torch.int16).cpu().numpy(), best.cpu().numpy()
     counts = _counting(ids_.shape, lengths)
     ids_ = np.where(counts, ids_, 0)

@@ -48,9 +48,8 @@ def train_and_evaluate(options: dict[str, Any], seed: int, folder: Path) -> dict
         {name: np.array(v) for name, v in right.items()},
         np.array(digits),
     )
-    metrics = {
-        name: 100 * found["ctx"][name] for name in ("accuracy", "accuracy_digit", "accuracy_repeat", "similarity")
-    }
+    wanted = ("accuracy", "accuracy_digit", "accuracy_repeat", "similarity")
+    metrics = {name: 100 * found["ctx"][name] for name in wanted if name in found["ctx"]}
     return metrics | {branch: 100 * found[branch]["accuracy"] for branch in ("enh", "fuse") if branch in found}
 
 

@@ -137,4 +137,5 @@ def draw(model: DSAN, words: Words, path: Path) -> None:
 
 def name_of(data: DataOptions) -> str:
     """Of a data set, for a folder."""
-    return re.sub(r"\W+", "-", Path(data.data[0].rstrip("/")).stem).strip("-") or "data"
+    first = data.data[0] if data.data else "synthetic"
+    return re.sub(r"\W+", "-", Path(first.rstrip("/")).stem).strip("-") or "data"

@@ -100,6 +100,7 @@ class DSANTrainer(ModuleTrainer):
         boxes = self.framed or args.mask_weight > 0
         self.augmentation = (Augmentation.of_greys() if boxes else Augmentation()) if args.augment else None
         self.terms: dict[str, list[Tensor]] = {}
+        self.at = (-1, 0)  # the latest step, and which of its accumulated batches
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -109,14 +110,18 @@ class DSANTrainer(ModuleTrainer):
         if self.augmentation is not None:
             # Of the step and process, so that a resumed run draws what it would have drawn.
             step = self.state.global_step * self.args.world_size + self.args.process_index
-            generator = torch.Generator().manual_seed(1_000_003 * self.args.seed + step)
+            self.at = (step, self.at[1] + 1 if self.at[0] == step else 0)
+            number = step * self.args.gradient_accumulation_steps + self.at[1]
+            generator = torch.Generator().manual_seed(1_000_003 * self.args.seed + number)
             images = self.augmentation(batch.images, batch.widths, generator)
         targets, lengths = self.model.charset.encode(batch.labels)
         branches = "both" if self.args.enhancement_weight and self.model.enhancement is not None else "ctx"
         output = model(
             normalize(images).contiguous(memory_format=torch.channels_last), batch.widths, (targets, lengths), branches
         )
-        columns = self._columns(batch, output.enhancement.shape[1], targets) if self.framed else None
+        columns = None
+        if self.framed:
+            columns = self._columns(batch, output.enhancement.shape[1], targets, output.lengths)
         loss = self.loss(
             output.context, output.enhancement, targets.to(images.device), lengths, output.lengths, columns
         )
@@ -128,30 +133,36 @@ class DSANTrainer(ModuleTrainer):
             self.terms.setdefault(name, []).append(value.detach())
         return (total, output) if return_outputs else total
 
-    def _columns(self, batch: WordBatch, frames: int, targets: Tensor) -> Tensor:
-        """(b, frames) classes: the character whose box covers a column's centre, else the blank."""
+    def _columns(self, batch: WordBatch, frames: int, targets: Tensor, lengths: Tensor | None) -> Tensor:
+        """(b, frames) classes: the character whose box covers a column's centre (the first of several), else the blank; -100, which
+        the loss ignores, beyond a crop and where its boxes are not known."""
         boxes = _boxes(batch)
         centres = (torch.arange(frames) + 0.5) * batch.images.shape[3] / frames
-        columns = torch.zeros(len(boxes), frames, dtype=torch.int64)
+        columns = torch.full((len(boxes), frames), -100)
         ids = targets.split([len(label) for label in batch.labels])
         for row, (own, word) in enumerate(zip(boxes, ids, strict=True)):
-            inside = (centres >= own[:, :1]) & (centres < own[:, :1] + own[:, 2:3])  # (characters, frames)
-            covered = inside.any(0)
-            columns[row, covered] = word[inside[:, covered].int().argmax(0)]
+            if len(own):
+                inside = (centres >= own[:, :1]) & (centres < own[:, :1] + own[:, 2:3])  # (characters, frames)
+                columns[row] = torch.where(inside.any(0), word[inside.int().argmax(0)], 0)
+        if lengths is not None:
+            columns[torch.arange(frames) >= lengths.cpu().unsqueeze(1)] = -100
         return columns
 
     def _mask_loss(self, batch: WordBatch, mask: Tensor | None) -> Tensor:
-        """Binary cross-entropy of the text mask against the characters' boxes, at the mask's resolution."""
+        """Binary cross-entropy of the text mask against the characters' boxes, at the mask's resolution, where they are known."""
         if mask is None:
             raise ValueError("mask_weight needs text attention (--attention true)")
+        boxes = _boxes(batch)
+        known = [row for row, own in enumerate(boxes) if len(own)]
+        mask = mask[known]
         height, width = mask.shape[2:]
         y, x = (
             (torch.arange(n) + 0.5) * side / n
             for n, side in ((height, batch.images.shape[2]), (width, batch.images.shape[3]))
         )
         wanted = torch.zeros(len(mask), 1, height, width)
-        for row, own in enumerate(_boxes(batch)):
-            left, top, across, down = own.unbind(1)
+        for row, at in enumerate(known):
+            left, top, across, down = boxes[at].unbind(1)
             columns = (x >= left[:, None]) & (x < (left + across)[:, None])
             rows = (y >= top[:, None]) & (y < (top + down)[:, None])
             wanted[row, 0] = (rows[:, :, None] & columns[:, None]).any(0)
@@ -221,6 +232,7 @@ def _in_tuple(batch: WordBatch) -> tuple[WordBatch]:
 
 
 def _boxes(batch: WordBatch) -> list[Tensor]:
-    if batch.boxes is None:
+    """Of each crop (characters, 4), or (0, 4) where they are not known."""
+    if batch.boxes is None or not any(map(len, batch.boxes)):
         raise ValueError("these crops have no boxes of characters, which --enhancement frame and --mask_weight need")
     return [torch.as_tensor(own, dtype=torch.float32).view(-1, 4) for own in batch.boxes]
