@@ -66,25 +66,20 @@ def ctc_greedy(
     if confidence not in CONFIDENCES:
         raise ValueError(f"confidence must be one of {', '.join(CONFIDENCES)}; got {confidence!r}")
     _check(logits, charset)
-    best, ids = logits.detach().float().softmax(2).max(2)
-    ids_, best_ = ids.to(torch.int16).cpu().numpy(), best.cpu().numpy()
-    counts = _counting(ids_.shape, lengths)
-    ids_ = np.where(counts, ids_, 0)
-    texts, keep, ends = collapse(ids_, charset)
-    batch, frames = ids_.shape
-    rows, columns = keep.nonzero()
-    # A run ends where the next one begins, blank runs included.
-    begins = np.ones(ids_.shape, dtype=bool)
-    begins[:, 1:] = ids_[:, 1:] != ids_[:, :-1]
-    starts = begins.ravel().nonzero()[0]
-    peaks = np.maximum.reduceat(best_.ravel(), starts) if len(starts) else best_.ravel()
-    of_run = np.cumsum(begins.ravel()) - 1
-    scores = peaks[of_run[rows * frames + columns]].tolist()
-    spans = list(zip([0, *ends[:-1]], ends, strict=True)) if batch else []
+    logits = logits.detach().float()
+    ids = logits.argmax(2).to(torch.int16).cpu().numpy()
+    counts = _counting(ids.shape, lengths)
+    ids[~counts] = 0
+    texts, keep, ends = collapse(ids, charset)
+    used = ids != 0  # the frames of all runs, one after the other; a run starts where a character is kept
+    starts = keep[used].nonzero()[0]
+    winning = _winning(logits[torch.from_numpy(used).to(logits.device)])
+    scores = np.maximum.reduceat(winning, starts).tolist() if len(starts) else []
+    spans = list(zip([0, *ends], ends, strict=False))
     if confidence == "mean":
         words = [sum(scores[a:b]) / (b - a) if b > a else 0.0 for a, b in spans]
     else:
-        over = np.where(counts, best_, 1.0)
+        over = np.where(counts, _winning(logits), 1.0)
         each = over.min(1) if confidence == "min" else over.prod(1, dtype=np.float64)
         words = [float(value) if b > a else 0.0 for value, (a, b) in zip(each, spans, strict=True)]
     return [Reading(text, word, scores[a:b]) for text, word, (a, b) in zip(texts, words, spans, strict=True)]
@@ -99,8 +94,18 @@ def collapse(ids: npt.NDArray[np.integer], charset: CTCCharset) -> tuple[list[st
     keep = ids != 0
     keep[:, 1:] &= ids[:, 1:] != ids[:, :-1]
     ends: list[int] = keep.sum(1).cumsum().tolist()
-    everything = "".join(charset.table[ids[keep]].tolist())
-    return [everything[a:b] for a, b in zip([0, *ends], ends, strict=False)], keep, ends
+    return _split(ids[keep], ends, charset), keep, ends
+
+
+def _split(ids: npt.NDArray[np.integer], ends: list[int], charset: CTCCharset) -> list[str]:
+    """Words of the ids of all their characters in one row."""
+    everything = charset.table[ids].astype("<U1").tobytes().decode("utf-32-le")
+    return [everything[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def _winning(logits: Tensor) -> npt.NDArray[np.float32]:
+    """The probability of the most probable class."""
+    return (logits.amax(-1) - logits.logsumexp(-1)).exp().cpu().numpy()
 
 
 def _counting(shape: tuple[int, ...], lengths: Tensor | None) -> npt.NDArray[np.bool_]:
@@ -189,9 +194,7 @@ def ctc_beam(
         place = source.gather(1, place.unsqueeze(1)).squeeze(1)
     written = torch.stack(steps[::-1], 1).numpy()
     kept = written != 0
-    ends = kept.sum(1).cumsum().tolist()
-    everything = "".join(charset.table[written[kept]].tolist())
-    texts = [everything[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+    texts = _split(written[kept], kept.sum(1).cumsum().tolist(), charset)
     return [Reading(text, p if text else 0.0) for text, p in zip(texts, confidence, strict=True)]
 
 

@@ -134,8 +134,10 @@ class DSANTrainer(ModuleTrainer):
         return (total, output) if return_outputs else total
 
     def _columns(self, batch: WordBatch, frames: int, targets: Tensor, lengths: Tensor | None) -> Tensor:
-        """(b, frames) classes: the character whose box covers a column's centre (the first of several), else the blank; -100, which
-        the loss ignores, beyond a crop and where its boxes are not known."""
+        """(b, frames) classes: the character whose box covers a column's centre (the first of several), else the blank.
+
+        Beyond a crop, and where its boxes are not known, -100, which the loss ignores.
+        """
         boxes = _boxes(batch)
         centres = (torch.arange(frames) + 0.5) * batch.images.shape[3] / frames
         columns = torch.full((len(boxes), frames), -100)
