@@ -104,9 +104,10 @@ class TestModuleTrainer:
             "learning_rate": 0.1,
             "num_train_epochs": 3,
             "report_to": "none",
+            "save_strategy": "epoch",
             **options,
         }
-        arguments = TrainingArguments(str(folder), save_strategy="epoch", logging_steps=1, use_cpu=True, **options)
+        arguments = TrainingArguments(str(folder), logging_steps=1, use_cpu=True, **options)
         trainer = ModuleTrainer(model=Line(), args=arguments, train_dataset=Batches())
         trainer.train()
         return trainer
@@ -135,3 +136,19 @@ class TestModuleTrainer:
         captured = capsys.readouterr()
         assert captured.err == ""
         assert captured.out == ""
+
+    @pytest.mark.parametrize("steps", [4, 6])  # the end of an epoch, and within one
+    def test_a_finished_run_stays_as_it_is(self, tmp_path, steps):
+        first = self.train(tmp_path, max_steps=steps, save_strategy="steps", save_steps=steps)
+        arguments = TrainingArguments(
+            str(tmp_path),
+            max_steps=steps,
+            per_device_train_batch_size=8,
+            learning_rate=0.1,
+            report_to="none",
+            use_cpu=True,
+        )
+        again = ModuleTrainer(model=Line(), args=arguments, train_dataset=Batches())
+        again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{steps}"))
+        assert again.state.global_step == steps
+        assert torch.equal(again.model.weight.weight, first.model.weight.weight)

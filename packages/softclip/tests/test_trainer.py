@@ -278,3 +278,7 @@ class TestRefused:
     def test_parts_of_a_batch_for_batch_norm(self, trainer):
         with pytest.raises(ValueError, match="batch norm would see one micro-batch at a time; take a ViT"):
             trainer("clip", clip="tiny-resnet", micro_batch_size=4).train()
+
+
+def test_the_default_folder_is_left_to_the_verb():
+    assert SoftClipConfig().output_dir == ""

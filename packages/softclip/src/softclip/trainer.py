@@ -59,7 +59,7 @@ class SoftClipConfig(TrainingArguments):
     )
     crop: float = flag("least share of an image's area in a random crop, 0 to 1; 1: no crops", 0.9)
 
-    output_dir: str | None = flag("folder of checkpoints and results", None)
+    output_dir: str | None = flag("folder of checkpoints and results; runs/softclip-DATA if not given", "")
     num_train_epochs: float = flag("epochs", 32)
     per_device_train_batch_size: int = flag("pairs in a step, on each device", 256)
     learning_rate: float = flag("peak, of AdamW", 5e-4)

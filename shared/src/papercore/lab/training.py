@@ -20,7 +20,7 @@ from papercore.lab.files import write_json
 
 class OneBar:
     """For a transformers Trainer, before it among the bases: one progress bar with loss and time left is all that is printed,
-    and early stopping goes on where a run was interrupted."""
+    early stopping goes on where a run was interrupted, and a finished run that is given again stays as it is."""
 
     def __init__(self, *positional: Any, **kwargs: Any) -> None:
         # Or early stopping would count epochs without improvement anew.
@@ -44,6 +44,12 @@ class OneBar:
         finally:  # also when interrupted: what is said next stands on a line of its own
             if self.bar:
                 self.bar.close()
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing, if a run is resumed that has ended within an epoch: the engine would take one more step."""
+        state = self.state  # type: ignore[attr-defined]
+        if state.global_step < state.max_steps:
+            super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
 
 class ModuleTrainer(OneBar, Trainer):
