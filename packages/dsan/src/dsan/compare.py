@@ -39,7 +39,7 @@ def read_records(path: Path) -> dict[str, dict[str, Bits]]:
             runs[run] = {
                 k: np.unpackbits(np.frombuffer(bytes.fromhex(v), np.uint8))[:words] > 0 for k, v in row.items()
             }
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{path}: not a record of `dsan reproduce` ({error!r})") from None
     return runs
 

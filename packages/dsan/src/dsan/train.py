@@ -131,7 +131,7 @@ def draw(model: DSAN, words: Words, path: Path) -> None:
     device = next(model.parameters()).device
     maps = None
     if model.attention is not None:
-        maps = [model.attention_map(normalize(torch.from_numpy(a[None]).to(device)))[0].cpu().numpy() for a in arrays]
+        maps = [model.attention_map(normalize(torch.tensor(a[None]).to(device)))[0].cpu().numpy() for a in arrays]
     contact_sheet(path, arrays, model.read_fitted(arrays), words.labels[: len(arrays)], maps)
 
 

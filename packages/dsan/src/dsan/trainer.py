@@ -35,7 +35,7 @@ class DSANConfig(TrainingArguments):
         "adamw, one cycle; or adadelta, rho 0.95 at a constant rate, as was usual in 2018 (rate 1)", "adamw"
     )
 
-    output_dir: str | None = flag("folder of checkpoints and results", None)
+    output_dir: str | None = flag("folder of checkpoints and results; runs/dsan-DATA if not given", "")
     num_train_epochs: float = flag("epochs", 10)
     per_device_train_batch_size: int = flag("crops in a step, on each device", 64)
     learning_rate: float = flag("peak of the one-cycle schedule", 1e-3)
