@@ -119,6 +119,7 @@ def test_frame_loss_is_of_columns():
     output = loss(scores, scores, *targets, columns=torch.tensor([[0, 11, 0]]))
     expected = -scores.log_softmax(2)[0, range(3), [0, 11, 0]].mean()
     torch.testing.assert_close(output.enhancement, expected)
+    assert loss(scores, scores, *targets, columns=torch.full((1, 3), -100)).enhancement == 0
     with pytest.raises(ValueError, match="needs the classes of columns"):
         loss(scores, scores, *targets)
 

@@ -87,7 +87,9 @@ class DoubleSupervisionLoss(nn.Module):
                     raise ValueError(
                         "enhancement 'frame' needs the classes of columns: train on data with character boxes"
                     )
-                return F.cross_entropy(logits.float().flatten(0, 1), columns.to(logits.device).flatten()), 0
+                wanted = columns.to(logits.device).flatten()
+                total = F.cross_entropy(logits.float().flatten(0, 1), wanted, reduction="sum")
+                return total / (wanted != -100).sum().clamp_min(1), 0
             each, feasible = ctc_loss(logits, targets, target_lengths, input_lengths, self.on_infeasible)
             if self.ctc_reduction == "torch_mean":
                 each = each / target_lengths.to(each.device).clamp_min(1)
