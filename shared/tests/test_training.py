@@ -152,3 +152,21 @@ class TestModuleTrainer:
         again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{steps}"))
         assert again.state.global_step == steps
         assert torch.equal(again.model.weight.weight, first.model.weight.weight)
+
+    def test_parts_of_a_loss_are_logged_as_means(self, tmp_path):
+        trainer = self.train(tmp_path, max_steps=1)
+        for value in (1.0, 3.0):
+            trainer.note(soft=torch.tensor(value), lacking=torch.tensor(0.0))
+        logs = {"loss": 0.5}
+        trainer.log(logs)
+        assert logs["soft"] == 2
+        assert "lacking" not in logs
+        assert trainer.terms == {}
+
+    def test_a_batch_draws_by_seed_step_and_place_in_the_step(self, tmp_path):
+        one, other = self.train(tmp_path / "a", max_steps=2), self.train(tmp_path / "b", max_steps=2)
+        first, second = (one.batch_generator().initial_seed() for _ in range(2))
+        assert first != second
+        assert other.batch_generator().initial_seed() == first
+        one.state.global_step = 7
+        assert one.batch_generator().initial_seed() not in (first, second)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from papercore.lab.cli import flag
 from papercore.lab.training import ModuleTrainer, adapt_to_machine
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainingArguments
 
 from disco.augment import Augmentation
@@ -166,19 +166,12 @@ class DisCoTrainer(ModuleTrainer):
         self.encoder, self.views = encoder, views
         self.augmentation = views.augmentation if views else Augmentation.moco(encoder.image_size)
         self.crops = swav_crops(encoder.image_size, args.small_crops) if isinstance(model, DisCoSwAV) else []
-        self.terms: dict[str, list[Tensor]] = {}
-        self.at = (-1, 0)  # the latest step, and which of its accumulated batches
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         images, index = inputs["images"], inputs["index"].cpu()
-        # Of the batch and process, so that a resumed run draws what it would have drawn.
-        step = self.state.global_step
-        self.at = (step, self.at[1] + 1 if self.at[0] == step else 0)
-        batch = step * self.args.gradient_accumulation_steps + self.at[1]
-        batch = batch * self.args.world_size + self.args.process_index
-        generator = torch.Generator().manual_seed(1_000_003 * self.args.seed + batch)
+        generator = self.batch_generator()
         known = None
         augmentations = self.crops or [self.augmentation] * 2
         if self.views is None:
@@ -194,8 +187,7 @@ class DisCoTrainer(ModuleTrainer):
             for augmentation, drawn in zip(augmentations, draws, strict=True)
         ]
         output = model(views) if self.crops else model(*views, known)
-        for name, value in (("contrast", output.contrast), ("distill", output.distill)):
-            self.terms.setdefault(name, []).append(value)
+        self.note(contrast=output.contrast, distill=output.distill)
         return (output.loss, {}) if return_outputs else output.loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -223,9 +215,3 @@ class DisCoTrainer(ModuleTrainer):
 
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.create_optimizer(), factor)
         return self.lr_scheduler
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self.terms:
-            logs |= {name: float(torch.stack(values).mean()) for name, values in self.terms.items()}
-            self.terms = {}
-        super().log(logs, *args, **kwargs)

@@ -99,8 +99,6 @@ class DSANTrainer(ModuleTrainer):
         self.framed = model.enhancement_kind == "frame" and args.enhancement_weight > 0
         boxes = self.framed or args.mask_weight > 0
         self.augmentation = (Augmentation.of_greys() if boxes else Augmentation()) if args.augment else None
-        self.terms: dict[str, list[Tensor]] = {}
-        self.at = (-1, 0)  # the latest step, and which of its accumulated batches
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -108,12 +106,7 @@ class DSANTrainer(ModuleTrainer):
         (batch,) = inputs
         images = batch.images.float()
         if self.augmentation is not None:
-            # Of the step and process, so that a resumed run draws what it would have drawn.
-            step = self.state.global_step * self.args.world_size + self.args.process_index
-            self.at = (step, self.at[1] + 1 if self.at[0] == step else 0)
-            number = step * self.args.gradient_accumulation_steps + self.at[1]
-            generator = torch.Generator().manual_seed(1_000_003 * self.args.seed + number)
-            images = self.augmentation(batch.images, batch.widths, generator)
+            images = self.augmentation(batch.images, batch.widths, self.batch_generator())
         targets, lengths = self.model.charset.encode(batch.labels)
         branches = "both" if self.args.enhancement_weight and self.model.enhancement is not None else "ctx"
         output = model(
@@ -129,8 +122,7 @@ class DSANTrainer(ModuleTrainer):
         if self.args.mask_weight:
             terms["mask"] = self._mask_loss(batch, output.attention)
             total = total + self.args.mask_weight * terms["mask"]
-        for name, value in terms.items():
-            self.terms.setdefault(name, []).append(value.detach())
+        self.note(**terms)
         return (total, output) if return_outputs else total
 
     def _columns(self, batch: WordBatch, frames: int, targets: Tensor, lengths: Tensor | None) -> Tensor:
@@ -219,13 +211,6 @@ class DSANTrainer(ModuleTrainer):
 
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.create_optimizer(), one_cycle)
         return self.lr_scheduler
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self.terms:
-            means = {name: float(torch.stack(values).mean()) for name, values in self.terms.items()}
-            logs |= {name: mean for name, mean in means.items() if mean}  # those that the arm lacks are 0
-            self.terms = {}
-        super().log(logs, *args, **kwargs)
 
 
 def _in_tuple(batch: WordBatch) -> tuple[WordBatch]:

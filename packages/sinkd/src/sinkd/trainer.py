@@ -144,7 +144,6 @@ class SinKDTrainer(ModuleTrainer):
         self.ce_weight = self.criterion.ce_weight
         if self.architecture != "encoder":
             self.criterion.ce_weight = 0.0
-        self.terms: dict[str, list[Tensor]] = {}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -164,8 +163,7 @@ class SinKDTrainer(ModuleTrainer):
         else:
             loss, parts = self._distil_tokens(outputs, teacher_logits, labels)
         if model.training:
-            for name, value in parts.items():
-                self.terms.setdefault(name, []).append(value)
+            self.note(**parts)
             if num_items_in_batch is not None:  # the mean over all rows of a step, however many micro-batches it has
                 counted = (
                     labels[..., 1:] if getattr(self, "_loss_shifts_labels", False) else labels
@@ -221,15 +219,6 @@ class SinKDTrainer(ModuleTrainer):
         if self.teacher is None:
             return None
         return self.teacher(**(teacher_inputs or inputs)).logits
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self.terms:
-            logs |= {
-                name: float(torch.stack([v.float().cpu() for v in values]).mean())
-                for name, values in self.terms.items()
-            }
-            self.terms = {}
-        super().log(logs, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -149,26 +149,21 @@ class SoftClipTrainer(ModuleTrainer):
         super().__init__(model=model.to(memory_format=torch.channels_last), args=args, **kwargs)
         self.model_cfg = model_cfg
         self.loss = args.build_loss(frozen=model.roi_encoder is None)
-        self.terms: dict[str, list[Tensor]] = {}
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         images, texts = inputs
         if images.images.dtype == torch.uint8:
-            # Of the step and process, so that a resumed run draws what it would have drawn.
-            step = self.state.global_step * self.args.world_size + self.args.process_index
-            generator = torch.Generator().manual_seed(1_000_003 * self.args.seed + step)
-            pixels = random_crops(images.images.float() / 255, self.args.crop, generator)
+            pixels = random_crops(images.images.float() / 255, self.args.crop, self.batch_generator())
             pixels = normalized(pixels, self.model.visual).contiguous(memory_format=torch.channels_last)
             images = ImageRoiBatch(pixels, images.roi, images.roi_mask)
         output = model(images, texts, self.args.micro_batch_size)
         loss = self.loss(**output)
         latest = self.loss.latest
         assert latest is not None
-        for name in ("soft", "relation", "roi_tag", "target_entropy"):
-            self.terms.setdefault(name, []).append(getattr(latest, name))
-        self.terms.setdefault("scale", []).append(output["logit_scale"].detach())
+        parts = {name: getattr(latest, name) for name in ("soft", "relation", "roi_tag", "target_entropy")}
+        self.note(**parts, scale=output["logit_scale"])
         return (loss, output) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -184,13 +179,6 @@ class SoftClipTrainer(ModuleTrainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self.terms:
-            means = {name: float(torch.stack(values).mean()) for name, values in self.terms.items()}
-            logs |= {name: mean for name, mean in means.items() if mean}  # those that the arm lacks are 0
-            self.terms = {}
-        super().log(logs, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:

@@ -62,10 +62,33 @@ class ModuleTrainer(OneBar, Trainer):
     model: Any  # the module itself, not one of the engine's own classes
 
     def __init__(self, **kwargs: Any) -> None:
+        self.terms: dict[str, list[Tensor]] = {}
+        self.at = (-1, 0)  # the latest step, and which of its accumulated batches
         if hasattr(kwargs["train_dataset"], "__getitems__"):
             kwargs.setdefault("data_collator", whole_batch)
             kwargs["args"].remove_unused_columns = False  # the engine would look for them item by item
         super().__init__(**kwargs)
+
+    def note(self, **terms: Tensor) -> None:
+        """Parts of this batch's loss: their means are logged along with it, but for those that are 0, which an arm lacks."""
+        for name, value in terms.items():
+            self.terms.setdefault(name, []).append(value.detach())
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and self.terms:
+            means = {
+                name: float(torch.stack([v.float() for v in values]).mean()) for name, values in self.terms.items()
+            }
+            logs |= {name: mean for name, mean in means.items() if mean}
+            self.terms = {}
+        super().log(logs, *args, **kwargs)
+
+    def batch_generator(self) -> torch.Generator:
+        """For what is random in a batch; call it once for each. A resumed run draws the same."""
+        args, step = self.args, self.state.global_step
+        self.at = (step, self.at[1] + 1 if self.at[0] == step else 0)
+        batch = (step * args.gradient_accumulation_steps + self.at[1]) * args.world_size + args.process_index
+        return torch.Generator().manual_seed(1_000_003 * args.seed + batch)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
