@@ -44,6 +44,7 @@ class TestReproduce:
         assert row["metrics"].keys() == {"error", "accuracy"}
         assert row["machine"] == machine()
         assert row["versions"]["papercore"]
+        assert row["run"].startswith("maps-new-way-0-")
         assert row["seconds"] >= 0
 
     def test_run_gets_the_options_of_scale_task_and_arm_and_a_folder_of_its_own(self, study, tmp_path):

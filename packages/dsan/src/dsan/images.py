@@ -6,16 +6,15 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from papercore.lab.images import FORMATS as FORMATS
+from papercore.lab.images import open_image as open_image
+from PIL import Image
 from torch import Tensor
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others could call programs, as EPS does
 PADDING = 128  # grey value beside a crop that is narrower than its batch
 LEAST_WIDTH = 16  # of a crop whose aspect ratio is kept, pixels
 TALL = 1.5  # height to width: from here on text is taken to run downwards, if that is asked for
@@ -68,57 +67,13 @@ class Size:
         return min(max(math.ceil(self.height * width / height), LEAST_WIDTH), self.max_width)
 
 
-def open_image(
-    source: str | Path | bytes | BinaryIO | Image.Image | np.ndarray, name: str | None = None
-) -> Image.Image:
-    """An upright picture of mode "L" (grey) or "RGB", whatever it was before.
-
-    EXIF rotation is applied. Transparent pixels, of a palette too, are laid on white. Grey of 16 bits is scaled to 8. CMYK,
-    palette and other colours become RGB. Of an animation it is the first frame.
-
-    Args:
-        source: a path, an encoded image (BMP, GIF, JPEG, PNG, PPM, TIFF, WebP) or an open file of one, a picture, or an array:
-            (h, w), (h, w, 1), (h, w, 3) in RGB or (h, w, 4) in RGBA, of uint8, uint16, or floats from 0 to 1.
-        name: what errors call it; by default its path.
-
-    Raises:
-        ValueError: for no bytes or pixels, what is damaged or no image, 32-bit pixels, whose white is unknown, and other arrays.
-        OSError: for a path that cannot be read.
-
-    >>> open_image(np.zeros((32, 100, 3), np.uint8)).size
-    (100, 32)
-    """
-    if isinstance(source, str | Path):
-        name = name or str(source)
-        source = Path(source).read_bytes()
-    elif not isinstance(source, bytes | Image.Image | np.ndarray):
-        name = name or getattr(source, "name", None)
-        source = source.read()
-    if isinstance(source, np.ndarray):
-        return _from_array(source, name or "array")
-    if isinstance(source, Image.Image):
-        name = name or getattr(source, "filename", "")
-    name = name or "image"
-    if source == b"":
-        raise ValueError(f"{name}: the file is empty (0 bytes)")
-    try:
-        picture = _header(source) if isinstance(source, bytes) else source
-        if 0 in picture.size:
-            raise ValueError(f"it has no pixels ({picture.width} x {picture.height})")
-        return _plain(picture)
-    except UnidentifiedImageError:
-        raise ValueError(f"{name}: not an image that can be read ({', '.join(FORMATS)})") from None
-    except Exception as error:  # Pillow raises anything for a broken file
-        raise ValueError(f"{name}: {error}") from None
-
-
 def upright_size(content: bytes) -> tuple[int, int]:
     """(Width, height) of an encoded image, pixels, turned by its EXIF data; only its header is read.
 
     Raises:
         Exception: whatever Pillow raises for a broken file.
     """
-    with _header(content) as picture:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
         width, height = picture.size
         return (height, width) if picture.getexif().get(ORIENTATION, 1) >= 5 else (width, height)
 
@@ -162,41 +117,3 @@ def collate(arrays: Sequence[UInt8[np.ndarray, "channels height _"]]) -> tuple[T
 def normalize(images: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Pixels 0..255 to -1..1: (x / 255 - 0.5) / 0.5, in float32."""
     return images.float().div_(127.5).sub_(1)
-
-
-def _header(content: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content), formats=FORMATS)
-
-
-def _plain(picture: Image.Image) -> Image.Image:
-    deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM")  # PPM: 0 to 65535
-    if picture.mode in ("I", "F") and not deep:
-        raise ValueError(
-            f"its pixels are 32-bit numbers (mode {picture.mode}), whose white is unknown; save it with 8 bits"
-        )
-    picture = ImageOps.exif_transpose(picture)
-    if deep:
-        return Image.fromarray((np.asarray(picture).astype(np.float32) / 257).round().astype(np.uint8))
-    mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert(mode)
-
-
-def _from_array(array: np.ndarray, name: str) -> Image.Image:
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
-        raise ValueError(f"{name}: expected (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), got {array.shape}")
-    if array.size == 0:
-        raise ValueError(f"{name}: it has no pixels {array.shape}")
-    if array.dtype == np.uint16:
-        array = array / 65535
-    if np.issubdtype(array.dtype, np.floating):
-        if not (array.min() >= 0 and array.max() <= 1):
-            raise ValueError(f"{name}: floats must be from 0 to 1, got {array.min():g} to {array.max():g}")
-        array = (array * 255).round().astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise ValueError(f"{name}: expected uint8, uint16 or floats from 0 to 1, got {array.dtype}")
-    return _plain(Image.fromarray(array))

@@ -153,6 +153,7 @@ class Study:
             values = self.run(dict(cell["options"]), cell["seed"], work)
             row = {**cell, "metrics": {k: float(v) for k, v in values.items()}}
             row |= {
+                "run": work.name,
                 "seconds": round(time.perf_counter() - started, 1),
                 "machine": machine(),
                 "versions": versions(self.name),

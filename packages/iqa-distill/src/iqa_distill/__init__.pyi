@@ -1,0 +1,15 @@
+from .decoder import AttentionPanel as AttentionPanel
+from .distill import MaskedQualityDistillation as MaskedQualityDistillation
+from .involution import Involution as Involution
+from .metric import load_metric as load_metric
+from .metrics import fit_logistic as fit_logistic
+from .metrics import krcc as krcc
+from .metrics import plcc as plcc
+from .metrics import srcc as srcc
+from .model import RKIQT as RKIQT
+from .model import RKIQTOutput as RKIQTOutput
+from .regularize import InductiveBiasRegularization as InductiveBiasRegularization
+from .teacher import NARTeacher as NARTeacher
+from .teacher import TeacherOutput as TeacherOutput
+from .trainer import IQAConfig as IQAConfig
+from .trainer import IQATrainer as IQATrainer
