@@ -21,6 +21,8 @@ PUBLIC = {
     "SoftClipConfig SoftClipTrainer retrieval_recall mean_average_precision zero_shot_accuracy",
     "dsan": "DSAN DSANOutput TextAttention DoubleSupervisionLoss CTCCharset Reading ctc_greedy ctc_beam ctc_lexicon "
     "SyntheticWords word_accuracy DSANConfig DSANTrainer",
+    "iqa_distill": "RKIQT RKIQTOutput NARTeacher TeacherOutput AttentionPanel MaskedQualityDistillation "
+    "InductiveBiasRegularization Involution IQAConfig IQATrainer load_metric srcc krcc plcc fit_logistic",
     "papercore.ops": "sinkhorn sinkhorn_cost sinkhorn_divergence pairwise_lp balanced_assignment gather_features pick_device "
     "autocast_dtype peak_memory seed_everything info_nce MemoryBank",
 }

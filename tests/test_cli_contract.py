@@ -16,6 +16,7 @@ APPS = {
     "disco": "disco.cli",
     "softclip": "softclip.cli",
     "dsan": "dsan.cli",
+    "iqa-distill": "iqa_distill.cli",
 }
 METHODS = [name for name in APPS if name != "papercore"]
 

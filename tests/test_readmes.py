@@ -21,6 +21,7 @@ SCRIPTS = {
     "softclip": "softclip.cli",
     "softclip-train": "softclip.open_clip_run",
     "dsan": "dsan.cli",
+    "iqa-distill": "iqa_distill.cli",
 }
 
 

@@ -15,6 +15,7 @@ FIRST_COMMANDS = {  # cut short
     "disco": (["disco", "train", "--max_steps", "3"], "knn_20"),
     "softclip": (["softclip", "train", "--max_steps", "3"], "soft_re"),
     "dsan": (["dsan", "train", "--max_steps", "3", "--max_test", "50"], "50 test words"),
+    "iqa-distill": (["iqa-distill", "train", "--max_steps", "3"], "50 test images"),
     "peg": (["peg", "train", "--max_steps", "3"], "nDCG@10"),
 }
 

@@ -1,8 +1,9 @@
 import io
+import re
 
 import numpy as np
 import pytest
-from papercore.lab.images import open_image
+from papercore.lab.images import find_images, open_image
 from PIL import Image
 
 
@@ -138,3 +139,27 @@ class TestSources:
         picture = Image.new("RGBA", (4, 4))
         open_image(picture)
         assert picture.mode == "RGBA"
+
+
+@pytest.fixture
+def crops(tmp_path):
+    """Six empty files with the suffixes of images in a folder and one below it, two of them of one name, and a text."""
+    (tmp_path / "below").mkdir()
+    for name in ["a.png", "b.jpg", "c.PNG", "d.webp", "below/a.png", "below/e.bmp", "notes.txt"]:
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+class TestFindImages:
+    def test_folders_patterns_and_files(self, crops):
+        names = ["a.png", "b.jpg", "below/a.png", "below/e.bmp", "c.PNG", "d.webp"]
+        assert find_images([str(crops)]) == [crops / name for name in names]
+        assert find_images([f"{crops}/**/?.png"]) == [crops / "a.png", crops / "below" / "a.png"]
+        assert find_images([str(crops / "notes.txt")]) == [crops / "notes.txt"]  # a file is taken at its word
+        assert find_images([str(crops / "d.webp"), f"{crops}/*.webp"]) == [crops / "d.webp"]
+
+    def test_nothing_there(self, crops):
+        (crops / "empty").mkdir()
+        for name in (crops / "z.png", f"{crops}/*.gif", crops / "empty"):
+            with pytest.raises(FileNotFoundError, match=f"{re.escape(str(name))}: no image there"):
+                find_images([str(name)])

@@ -1,11 +1,11 @@
 import json
-import re
 
 import numpy as np
 import pytest
-from dsan.read import SearchOptions, find_images, load_model
+from dsan.read import SearchOptions, load_model
 from matplotlib.image import imread
 from papercore.lab.cli import App
+from papercore.lab.images import find_images
 from PIL import Image
 from tiny_dsan import tiny_dsan
 
@@ -35,20 +35,6 @@ def crops(tmp_path_factory):
 def run(capsys, *arguments):
     code = app(["read", *map(str, arguments)])
     return code, capsys.readouterr()
-
-
-class TestFindImages:
-    def test_folders_patterns_and_files(self, crops):
-        names = ["a.png", "b.jpg", "below/a.png", "below/e.bmp", "c.PNG", "d.webp"]
-        assert find_images([str(crops)]) == [crops / name for name in names]
-        assert find_images([f"{crops}/**/?.png"]) == [crops / "a.png", crops / "below" / "a.png"]
-        assert find_images([str(crops / "notes.txt")]) == [crops / "notes.txt"]  # a file is taken at its word
-        assert find_images([str(crops / "d.webp"), f"{crops}/*.webp"]) == [crops / "d.webp"]
-
-    def test_nothing_there(self, crops, tmp_path):
-        for name in (crops / "z.png", f"{crops}/*.gif", tmp_path):
-            with pytest.raises(FileNotFoundError, match=f"{re.escape(str(name))}: no image there"):
-                find_images([str(name)])
 
 
 class TestLoadModel:

@@ -173,7 +173,7 @@ class TestCache:
             Pixels.decode(NAMES, Opened(), cache)
 
     def test_pickle_is_refused(self, cache):
-        np.save(cache, np.array([{}], object), allow_pickle=True)
+        np.save(cache, np.array([{}], object))  # as a pickle
         with pytest.raises(ValueError, match="damaged"):
             Pixels.decode(NAMES, Opened(), cache)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import io
 import json
 import sys
@@ -19,13 +18,14 @@ import torch
 from numpy.typing import NDArray
 from papercore.lab.cli import flag
 from papercore.lab.files import write_json
+from papercore.lab.images import find_images
 from papercore.lab.report import console, print_table
 from papercore.ops import pick_device
 from PIL import Image
 from safetensors import SafetensorError
 
 from dsan.decode import Reading
-from dsan.images import FORMATS, collate, fit, normalize, open_image
+from dsan.images import collate, fit, normalize, open_image
 from dsan.model import DSAN
 from dsan.plots import overlay
 
@@ -103,28 +103,6 @@ def recognise(
         for branch, found in readings.items():
             found += model.read_fitted(chunk, decode=branch, **search)
     return readings
-
-
-def find_images(names: Sequence[str]) -> list[Path]:
-    """The files that names stand for: a file itself, a folder all images in it and below, a pattern with ``*`` or ``?`` what it
-    matches. Each once; a folder's and a pattern's by name.
-
-    Raises:
-        FileNotFoundError: for a name without any.
-    """
-    suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS}
-    found: dict[Path, None] = {}
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
-        else:
-            files = [path] if path.is_file() else sorted(Path(match) for match in glob.glob(name, recursive=True))
-            files = [file for file in files if file.is_file()]
-        if not files:
-            raise FileNotFoundError(f"{name}: no image there; give files, folders or patterns such as 'crops/*.png'")
-        found |= dict.fromkeys(files)
-    return list(found)
 
 
 @dataclass

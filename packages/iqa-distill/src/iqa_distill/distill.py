@@ -22,8 +22,8 @@ class MaskedQualityDistillation(nn.Module):
     of a comparison: there are no negatives. Everything here is dropped after training.
 
     The structure follows descriptions of the paper; its numbers were not to be found. Ours: which places are masked, the share of
-    them (0.5), one mask for all layers of a step, and that T_i are normalised over channels, since their scale differs from layer
-    to layer and teacher to teacher.
+    them (0.5), one mask of places for all layers of a step, and that T_i are normalised over channels, since their scale differs
+    from layer to layer and teacher to teacher.
 
     Args:
         student_dim: D. teacher_dims: C_i, the width of each layer.
@@ -89,7 +89,7 @@ class MaskedQualityDistillation(nn.Module):
             raise ValueError(
                 f"expected {len(self.align)} layers; got {len(layers)} of the student, {len(teacher)} of the teacher"
             )
-        losses = []
+        losses, given = [], keep is not None
         for own, wanted, align, generate in zip(layers, teacher, self.align, self.generators, strict=True):
             target = as_map(wanted.detach())
             if self.normalize:
@@ -100,7 +100,7 @@ class MaskedQualityDistillation(nn.Module):
                     f"the student's map is {tuple(aligned.shape)}, the teacher's {tuple(target.shape)}: they must be equal"
                 )
             if self.mask != "none":
-                if keep is None:
+                if keep is None or (self.mask == "channel" and not given):
                     keep = self.draw(aligned, generator)
                 aligned = aligned * keep
             losses.append(self._reduce(generate(aligned), target))

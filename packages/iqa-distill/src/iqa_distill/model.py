@@ -114,6 +114,8 @@ class RKIQT(nn.Module, PyTorchModelHubMixin, library_name="iqa-distill", license
         size = self.preprocessing.crop_size
         if images.shape[1:] != (3, size, size):
             raise ValueError(f"images are {tuple(images.shape)}: expected (batch, 3, {size}, {size})")
+        if not set(blocks) <= set(range(len(self.vit.blocks))):
+            raise ValueError(f"no blocks {list(blocks)}: they are numbered 0 to {len(self.vit.blocks) - 1}")
         vit = self.vit
         x = vit._pos_embed(vit.patch_embed(images))
         tokens = self.tokens.expand(images.shape[0], -1, -1)

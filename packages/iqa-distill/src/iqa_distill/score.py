@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import glob
 import io
 import json
 import sys
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from papercore.lab.cli import flag
 from papercore.lab.files import write_json, write_text
-from papercore.lab.images import FORMATS
+from papercore.lab.images import find_images
 from papercore.lab.report import console, print_table
 from PIL import Image
 
@@ -26,28 +25,6 @@ from iqa_distill.plots import plot_falling
 from iqa_distill.scoring import score_images
 
 THUMBNAIL = 160  # pixels
-
-
-def find_images(names: Sequence[str]) -> list[Path]:
-    """The files that names stand for: a file itself, a folder all images in it and below, a pattern with ``*`` or ``?`` what it
-    matches. Each once; a folder's and a pattern's by name.
-
-    Raises:
-        FileNotFoundError: for a name without any.
-    """
-    suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS}
-    found: dict[Path, None] = {}
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
-        else:
-            files = [path] if path.is_file() else sorted(Path(match) for match in glob.glob(name, recursive=True))
-            files = [file for file in files if file.is_file()]
-        if not files:
-            raise FileNotFoundError(f"{name}: no image there; give files, folders or patterns such as 'photos/*.png'")
-        found |= dict.fromkeys(files)
-    return list(found)
 
 
 @dataclass

@@ -26,7 +26,6 @@ from iqa_distill.teacher import NARTeacher
 from iqa_distill.train_teacher import TeacherOptions, load_teacher, teach_by_gmsd
 from iqa_distill.trainer import IQAConfig
 from iqa_distill.training import BiasTraining, Distillation
-from iqa_distill.weights import load_weights, read_weights
 
 SAMPLE: dict[str, Any] = {  # ours, for a few minutes of two cores
     "num_train_epochs": 12, "learning_rate": 8e-4, "step_schedule": False, "warmup_steps": 0.1, "lr_scheduler_type": "cosine",
@@ -80,7 +79,7 @@ def bias_teachers(
         torch.manual_seed(config.seed)
         teachers[kind] = BiasTeacher(kind, backbone)
         if weights is not None:
-            load_weights(teachers[kind].trunk, read_weights(weights), weights)
+            teachers[kind].load_trunk(weights)
         own = dataclasses.replace(
             config, output_dir=str(folder / kind), arm="base", select="last", load_best_model_at_end=False,
             metric_for_best_model=None, num_train_epochs=config.num_train_epochs * BIAS_SHARE,
@@ -129,8 +128,9 @@ def train(data: DataOptions, options: ModelOptions, config: IQAConfig) -> dict[s
         place = options.teacher or str(folder / "teacher")
         if options.teacher is None:
             teach_by_gmsd(
-                splits.pool, data, TeacherOptions(), dataclasses.replace(config, output_dir=place, **SAMPLE_TEACHER)
-            )
+                splits.pool, dataclasses.replace(data, crop_size=student.preprocessing.crop_size), TeacherOptions(),
+                dataclasses.replace(config, output_dir=place, **SAMPLE_TEACHER),
+            )  # fmt: skip
         nar, weak = load_teacher(place, splits.test.ids if splits.test else ())
         if weak:
             console.print(weak, soft_wrap=True)

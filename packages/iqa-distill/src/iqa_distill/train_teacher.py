@@ -72,7 +72,12 @@ def teach_by_gmsd(pool: ReferencePool, data: DataOptions, options: TeacherOption
     """A teacher whose labels are minus the GMSD of pieces of pristine images that are distorted here; see :func:`train_teacher`.
 
     A tenth of the pristine images, one at least, is held out: its pieces are what the teacher is judged by.
+
+    Raises:
+        ValueError: for fewer than 3 pristine images.
     """
+    if len(pool) < 3:
+        raise ValueError(f"a teacher needs at least 3 pristine images, one of them to judge it by; got {len(pool)}")
     cache = Path(str(config.output_dir)) / "pool.npz"
     cache.parent.mkdir(parents=True, exist_ok=True)
     arrays = [pool.pixels[i].movedim(0, -1).numpy() for i in range(len(pool))]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,6 +53,26 @@ def open_image(source: Source, name: str | None = None) -> Image.Image:
         raise ValueError(f"{name}: not an image that can be read ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow raises anything for a broken file
         raise ValueError(f"{name}: {error}") from None
+
+
+def find_images(names: Sequence[str]) -> list[Path]:
+    """The files that names stand for: a file itself, a folder all images in it and below, a pattern with ``*`` or ``?`` what it
+    matches. Each once; a folder's and a pattern's by name.
+
+    Raises:
+        FileNotFoundError: for a name without any.
+    """
+    suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS}
+    found: dict[Path, None] = {}
+    for name in names:
+        if Path(name).is_dir():
+            files = [file for file in Path(name).rglob("*") if file.suffix.lower() in suffixes]
+        else:
+            files = [Path(name)] if Path(name).is_file() else [Path(match) for match in glob.glob(name, recursive=True)]
+        if not (files := sorted(file for file in files if file.is_file())):
+            raise FileNotFoundError(f"{name}: no image there; give files, folders or patterns such as 'photos/*.png'")
+        found |= dict.fromkeys(files)
+    return list(found)
 
 
 def _plain(picture: Image.Image) -> Image.Image:
