@@ -78,7 +78,7 @@ class MaskedQualityDistillation(nn.Module):
     def forward(
         self,
         student: Float[Tensor, "batch tokens dim"] | Sequence[Float[Tensor, "batch tokens dim"]],
-        teacher: Sequence[Float[Tensor, "batch tokens _"]],
+        teacher: Sequence[Float[Tensor, "batch _ _"]],
         *,
         keep: Tensor | None = None,
         generator: torch.Generator | None = None,

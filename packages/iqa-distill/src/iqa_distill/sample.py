@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,3 +64,13 @@ def sample_ratings() -> RatedImages:
         opener=images.__getitem__,
         distortions=kinds,
     )
+
+
+def make_worse(name: str, folder: Path) -> Path:
+    """A photograph of the sample, and the same with more and more noise, as 0.png to 5.png."""
+    folder.mkdir(exist_ok=True)
+    photograph = sample_references()[name]
+    for level in range(6):
+        image = distort_level(photograph, "gaussian noise", level) if level else photograph
+        Image.fromarray(image).save(folder / f"{level}.png")
+    return folder

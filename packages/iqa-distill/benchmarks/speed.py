@@ -1,10 +1,12 @@
-"""Speed and memory of scoring, beside what it is compared with, in one process and in turn: quote the ratios. Weights are random.
+"""Speed and memory beside what they are compared with, in one process and in turn: quote the ratios. Weights are random.
 
     rate     images/s of whole images, decoded, 10 crops each; pyiqa's metrics beside it where that is installed
     memory   peak of tensors while an image of 6000 x 4000 is scored, against one of 512 x 384; decoded images not counted
+    crops    an epoch of crops: each image decoded once, against a loader that opens the file for each of its 10 crops, as DEIQT's
+    step     a training step of arm mcd: pristine features kept, against computed anew
     eager    crops/s, against a twin as DEIQT's program computes it: softmax(Q K^T) V written out, in float32
 
-    uv run python packages/iqa-distill/benchmarks/score.py --part rate [--threads 1] [--rounds 5] [--peers cnniqa maniqa]
+    uv run python packages/iqa-distill/benchmarks/speed.py --part rate [--threads 1] [--rounds 5] [--peers cnniqa maniqa]
 
 pyiqa's networks look at other crops or sizes than ours, each as its authors published it: a yardstick, not an equal.
 """
@@ -15,17 +17,23 @@ import argparse
 import copy
 import datetime
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from iqa_distill.images import Preprocessing, open_rgb
 from iqa_distill.model import RKIQT
+from iqa_distill.pixels import Pixels
 from iqa_distill.scoring import score_images
+from iqa_distill.teacher import NARTeacher
+from iqa_distill.training import Distillation
 from papercore.lab.report import markdown_table
 from papercore.lab.study import machine, versions
 from papercore.ops import peak_memory, pick_device
+from PIL import Image
 from torch import Tensor, nn
 
 BACKBONES = ("tiny", "deit3_small_patch16_224")
@@ -94,6 +102,60 @@ def memory(args: argparse.Namespace) -> tuple[list[str], list[list[str]]]:
         decoded = f"{image.nbytes / 2**20:.1f}"
         rows.append([f"{height} x {width}", decoded, f"{peak.bytes / 2**20:.1f}", f"{peaks[-1] / peaks[0]:.3f}"])
     return ["one image", "decoded, MiB", "peak of tensors, MiB", "ratio"], rows
+
+
+def crops(args: argparse.Namespace) -> tuple[list[str], list[list[str]]]:
+    each, side = 10, 224
+    how, generator = Preprocessing(side, each), torch.Generator().manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        names = [f"{folder}/{i}.png" for i in range(args.images)]
+        for name in names:
+            smooth = np.asarray(Image.fromarray(picture(48, 64)).resize((512, 384), Image.Resampling.BICUBIC))
+            Image.fromarray(smooth).save(name)
+
+        def once() -> None:
+            pixels, _ = Pixels.decode(names, lambda i: open_rgb(names[i]))
+            for index in torch.arange(args.images).repeat_interleave(each).split(16):
+                how.normalize(pixels.crops(index, side, generator))
+
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (how.mean, how.std))
+
+        def per_crop() -> None:
+            for name in np.repeat(names, each):
+                image = Image.open(name).convert("RGB")
+                y, x = (int(torch.randint(n - side + 1, (), generator=generator)) for n in (image.height, image.width))
+                array = np.array(image.crop((x, y, x + side, y + side)))
+                (torch.from_numpy(array).permute(2, 0, 1).float().div(255) - mean) / std
+
+        times = median_times({"ours": once, "per crop": per_crop}, args.rounds, torch.device("cpu"))
+    rows = [[name, f"{args.images / t:.1f}", f"{times['per crop'] / t:.2f}"] for name, t in times.items()]
+    return ["PNG images of 384 x 512, 10 crops of 224", "images/s", "times the loader's speed"], rows
+
+
+def step(args: argparse.Namespace) -> tuple[list[str], list[list[str]]]:
+    device, rows = pick_device(), []
+    for backbone, trunk, batch in (("tiny", "tiny", 32), ("deit3_small_patch16_224", "inception_resnet_v2", 4)):
+        student, nar = RKIQT(backbone).to(device), NARTeacher(trunk).to(device)
+        size = student.preprocessing.crop_size
+        lq, hq = torch.randn(2, batch, 3, size, size).to(device).unbind(0)
+        targets, training = torch.randn(batch).to(device), Distillation(student, nar)
+        with torch.no_grad():
+            kept = nar.features(hq)
+
+        def run(
+            known: Tensor | None,
+            training: Distillation = training,
+            nar: NARTeacher = nar,
+            data: Any = (lq, hq, targets),
+        ) -> None:
+            with torch.no_grad():
+                features = nar.features(data[1]) if known is None else known
+            training(data[0], data[2], features)[0].backward()
+
+        times = median_times({"anew": lambda: run(None), "kept": lambda: run(kept)}, args.rounds, device)  # noqa: B023
+        for name, spent in times.items():
+            rows.append([f"{backbone}, {trunk}, {batch} crops", name, f"{spent:.3f}", f"{spent / times['anew']:.2f}"])
+    return ["student, teacher", "pristine features", "s a step", "share of the time"], rows
 
 
 class EagerAttention(nn.Module):
@@ -170,10 +232,10 @@ def eager(args: argparse.Namespace) -> tuple[list[str], list[list[str]]]:
 
 
 def main() -> None:
-    parts = {"rate": rate, "memory": memory, "eager": eager}
+    parts = {"rate": rate, "memory": memory, "crops": crops, "step": step, "eager": eager}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=list(parts), required=True)
-    parser.add_argument("--images", type=int, default=4, help="rate: images in a round")
+    parser.add_argument("--images", type=int, default=4, help="rate and crops: images in a round")
     parser.add_argument("--peers", nargs="+", default=["cnniqa", "maniqa"], help="rate: names of pyiqa's metrics")
     parser.add_argument("--crops", type=int, default=10, help="eager: crops in a batch")
     parser.add_argument("--threads", type=int, default=1)
