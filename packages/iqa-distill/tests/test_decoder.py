@@ -38,7 +38,9 @@ def test_each_member_scores_and_learns():
     assert (panel.queries.grad.abs().sum(2) > 0).all()
 
 
-@pytest.mark.parametrize(("how", "message"), [({"queries": 0}, "at least 1 query"), ({"heads": 5}, "5 heads do not divide")])
+@pytest.mark.parametrize(
+    ("how", "message"), [({"queries": 0}, "at least 1 query"), ({"heads": 5}, "5 heads do not divide")]
+)
 def test_errors(how, message):
     with pytest.raises(ValueError, match=message):
         AttentionPanel(24, **how)

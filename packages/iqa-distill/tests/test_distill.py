@@ -73,7 +73,10 @@ def test_the_teachers_scale_does_not_matter():
 
 def test_gradient_goes_to_the_student_alone():
     mcd = MaskedQualityDistillation(4, [8, 6])
-    student, teacher = torch.randn(2, 9, 4, requires_grad=True), [torch.randn(2, 9, c, requires_grad=True) for c in (8, 6)]
+    student, teacher = (
+        torch.randn(2, 9, 4, requires_grad=True),
+        [torch.randn(2, 9, c, requires_grad=True) for c in (8, 6)],
+    )
     mcd(student, teacher).backward()
     assert student.grad.any()
     assert all(t.grad is None for t in teacher)

@@ -95,7 +95,11 @@ def test_all_that_a_score_depends_on_is_saved(images, tmp_path):
     assert loaded.preprocessing == model.preprocessing == Preprocessing(32, 3, (48, 40), 5, (0.5,) * 3, (0.25,) * 3)
     assert loaded.scale == ScoreScale(5.0, 2.0, 0.0, 9.0)
     assert torch.equal(loaded.predict(images), model.predict(images))
-    assert json.loads((tmp_path / "config.json").read_text())["options"] == {"depth": 1, "embed_dim": 16, "num_heads": 2}
+    assert json.loads((tmp_path / "config.json").read_text())["options"] == {
+        "depth": 1,
+        "embed_dim": 16,
+        "num_heads": 2,
+    }
 
 
 def test_other_crops_have_positions_of_their_own():

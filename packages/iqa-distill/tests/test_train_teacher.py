@@ -44,7 +44,9 @@ def test_leaves_a_teacher_and_what_is_known_of_it(taught):
 
 def test_it_is_judged_on_pieces_of_images_it_has_not_seen(tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(module, "train_teacher", lambda rated, held, pool, *_: seen.update(r=rated, h=held, p=pool) or 0.5)
+    monkeypatch.setattr(
+        module, "train_teacher", lambda rated, held, pool, *_: seen.update(r=rated, h=held, p=pool) or 0.5
+    )
     data = DataOptions(crop_size=32, crops=2)
     pool = load_ratings(data).pool
     options = TeacherOptions(pieces=6)

@@ -44,7 +44,13 @@ def trainer(config):
     def make(model=None, validation=None, **changes):
         model = model or distillation()
         return IQATrainer(
-            model, config(**changes), rated=rated(slice(18)), preprocessing=CROPS, scale=SCALE, pool=pool(), validation=validation
+            model,
+            config(**changes),
+            rated=rated(slice(18)),
+            preprocessing=CROPS,
+            scale=SCALE,
+            pool=pool(),
+            validation=validation,
         )
 
     return make
@@ -85,7 +91,9 @@ class TestBatches:
 
     def test_crops_are_pieces_of_their_images(self, trainer):
         one = trainer()
-        crop = (seen_by(one)["images"][1] * torch.tensor(CROPS.std).view(3, 1, 1) + torch.tensor(CROPS.mean).view(3, 1, 1)) * 255
+        crop = (
+            seen_by(one)["images"][1] * torch.tensor(CROPS.std).view(3, 1, 1) + torch.tensor(CROPS.mean).view(3, 1, 1)
+        ) * 255
         image = one.rated.pixels[4].float()
         pieces = image.unfold(1, 32, 1).unfold(2, 32, 1)
         distances = [(pieces.movedim(0, 2) - c).abs().amax((2, 3, 4)).min() for c in (crop, crop.flip(2))]
@@ -222,16 +230,22 @@ class TestValidation:
         scores = score_images(one.model.network, [one.eval_dataset.pixels[i].movedim(0, 2).numpy() for i in range(24)])
         assert found["eval_srcc"] == pytest.approx(srcc(scores, one.eval_dataset.scores))
         normal = one.model.network.scale.normalize(scores)
-        assert found["eval_mae"] == pytest.approx(np.abs(normal - SCALE.normalize(one.eval_dataset.scores)).mean(), rel=1e-4)
+        assert found["eval_mae"] == pytest.approx(
+            np.abs(normal - SCALE.normalize(one.eval_dataset.scores)).mean(), rel=1e-4
+        )
 
     def test_select_val_keeps_the_best(self, config, tmp_path):
-        own = config(select="val", eval_strategy="steps", save_strategy="steps", eval_steps=1, save_steps=1, learning_rate=0.03)
+        own = config(
+            select="val", eval_strategy="steps", save_strategy="steps", eval_steps=1, save_steps=1, learning_rate=0.03
+        )
         one = fit(
             distillation(nar=False), rated(slice(18)), CROPS, SCALE, own, validation=rated(slice(18, 42))
         )  # fmt: skip
         found = [row["eval_srcc"] for row in one.state.log_history if "eval_srcc" in row]
         assert len(set(found)) > 1
-        assert max(found) == pytest.approx(srcc(judge(one.model.network, rated(slice(18, 42))), rated(slice(18, 42)).scores))
+        assert max(found) == pytest.approx(
+            srcc(judge(one.model.network, rated(slice(18, 42))), rated(slice(18, 42)).scores)
+        )
         saved = load_file(tmp_path / "run" / "model.safetensors")
         assert torch.equal(saved["tokens"], one.model.network.tokens)
 

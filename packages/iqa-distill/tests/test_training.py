@@ -35,7 +35,9 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(nar, bias, batch):
     output = student(batch["images"])
     torch.testing.assert_close(terms["score"], F.l1_loss(output.score, batch["targets"]))
     layers = nar(batch["images"], hq_features=batch["hq_features"]).layers
-    torch.testing.assert_close(terms["mcd"], model.mcd(output.patches, layers, generator=torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(
+        terms["mcd"], model.mcd(output.patches, layers, generator=torch.Generator().manual_seed(1))
+    )
     outputs = {kind: teacher(batch["images"]) for kind, teacher in bias.items()}
     torch.testing.assert_close(terms["reg"], model.reg(outputs, output.conv, output.inv)[0])
     torch.testing.assert_close(total, terms["score"] + 0.3 * terms["mcd"] + 3 * terms["reg"])

@@ -35,7 +35,9 @@ def pieces(references, per_reference, *, crop, seed, cache):
     random = np.random.default_rng(seed)
     rows = np.repeat(np.arange(len(references)), per_reference)
     levels = random.uniform(0, 0.9, len(rows))
-    images = [((1 - level) * references[row][:crop, :crop]).astype(np.uint8) for row, level in zip(rows, levels, strict=True)]
+    images = [
+        ((1 - level) * references[row][:crop, :crop]).astype(np.uint8) for row, level in zip(rows, levels, strict=True)
+    ]
     labels = (levels.mean() - levels) / levels.std()
     return SyntheticPool(np.stack(images), labels, np.arange(len(rows)) % 2, rows)
 

@@ -58,7 +58,8 @@ def compare(options: CompareOptions) -> list[dict[str, Any]]:
         Rows with task, arm, seed, gain, low and high, also written to gains.json.
 
     Raises:
-        ValueError: for a folder without results, an unknown baseline, or a damaged record. OSError: for files that are missing.
+        ValueError: for a folder without results, an unknown baseline, or a record that is damaged or lacking.
+        OSError: for files that are missing.
     """
     from papercore.lab.study import read_rows
 
@@ -68,7 +69,13 @@ def compare(options: CompareOptions) -> list[dict[str, Any]]:
     if baseline not in study.arms:
         raise ValueError(f"baseline must be one of {', '.join(study.arms)}; got {baseline!r}")
     records = read_records(folder / "predictions.jsonl")
-    runs = {(row["task"], row["arm"], row["seed"]): records[row["run"]] for row in read_rows(folder / "results.jsonl")}
+    runs = {}
+    for row in read_rows(folder / "results.jsonl"):
+        if row.get("run") not in records:
+            raise ValueError(
+                f"{folder / 'predictions.jsonl'}: nothing of the run {row.get('run')!r}, which is in results.jsonl"
+            )
+        runs[row["task"], row["arm"], row["seed"]] = records[row["run"]]
     rows = []
     for (task, arm, seed), own in runs.items():
         base = runs.get((task, baseline, seed))
