@@ -62,12 +62,20 @@ def test_of_a_run_that_is_there_twice_the_last_counts(folder):
     assert srcc(read_records(folder / "predictions.jsonl")["a-0"]["predictions"], RATED.scores) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("line", ["{}", "[1]", '{"run": "a-0", "pre'])
+@pytest.mark.parametrize("line", ["{}", "[1]"])
 def test_a_damaged_record_is_named(folder, line):
     with (folder / "predictions.jsonl").open("a") as stream:
         stream.write(line + "\n")
-    with pytest.raises(ValueError, match=r"predictions\.jsonl, line 7: not a record"):
-        compare(CompareOptions(str(folder)))
+    with pytest.raises(ValueError, match=r"predictions\.jsonl: not the record"):
+        read_records(folder / "predictions.jsonl")
+
+
+def test_a_line_that_a_kill_cut_short_is_dropped(folder):
+    path = folder / "predictions.jsonl"
+    before = read_records(path)
+    with path.open("a") as stream:
+        stream.write('{"run": "a-0", "pre')
+    assert read_records(path).keys() == before.keys()
 
 
 def test_a_result_without_a_record_is_named(folder):

@@ -11,6 +11,7 @@ import numpy as np
 from papercore.lab.cli import flag
 from papercore.lab.files import write_json
 from papercore.lab.report import console, print_table
+from papercore.lab.study import read_rows
 
 from iqa_distill.data import Rated
 from iqa_distill.metrics import bootstrap_gain
@@ -20,6 +21,7 @@ from iqa_distill.plots import plot_test_loss
 def record(path: Path, run: str, found: np.ndarray, rated: Rated, curve: list[list[float]]) -> None:
     """Append a run's scores of its test images, theirs, and the test loss at some steps, if it was looked at."""
     row = {"run": run, "predictions": found.round(4).tolist(), "scores": rated.scores.round(4).tolist(), "curve": curve}
+    list(read_rows(path))  # drops a last line that a kill cut short
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row) + "\n")
 
@@ -28,16 +30,15 @@ def read_records(path: Path) -> dict[str, dict[str, Any]]:
     """What :func:`record` wrote, by run; of a run that is there twice the last.
 
     Raises:
-        ValueError: for a line that is not such a record.
+        ValueError: for a line that is not such a record; one that a kill cut short is dropped.
     """
-    runs = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            runs[row["run"]] = {key: np.array(row[key]) for key in ("predictions", "scores", "curve")}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: not a record of `iqa-distill reproduce` ({error!r})") from None
-    return runs
+    try:
+        return {
+            row["run"]: {key: np.array(row[key]) for key in ("predictions", "scores", "curve")}
+            for row in read_rows(path)
+        }
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the record of `iqa-distill reproduce` ({error!r})") from None
 
 
 @dataclass
@@ -61,8 +62,6 @@ def compare(options: CompareOptions) -> list[dict[str, Any]]:
         ValueError: for a folder without results, an unknown baseline, or a record that is damaged or lacking.
         OSError: for files that are missing.
     """
-    from papercore.lab.study import read_rows
-
     from iqa_distill.study import study
 
     folder, baseline = Path(options.folder), options.baseline or study.baseline

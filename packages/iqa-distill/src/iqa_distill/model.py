@@ -148,13 +148,14 @@ class RKIQT(nn.Module, PyTorchModelHubMixin, library_name="iqa-distill", license
 
 def build_vit(backbone: str, crop_size: int, options: dict[str, Any]) -> VisionTransformer:
     """A timm VisionTransformer with random weights, without a classifier."""
-    if backbone == "tiny":
-        return VisionTransformer(img_size=crop_size, num_classes=0, no_embed_class=True, **{**TINY, **options})
-    if not timm.is_model(backbone):
+    if backbone != "tiny" and not timm.is_model(backbone):
         raise ValueError(
             f"backbone {backbone!r} is neither tiny nor a name that timm knows, such as deit3_small_patch16_224"
         )
     try:
+        if backbone == "tiny":
+            tiny = {"img_size": crop_size, "num_classes": 0, "no_embed_class": True}
+            return VisionTransformer(**{**tiny, **TINY, **options})
         vit = timm.create_model(
             backbone, pretrained=False, num_classes=0, global_pool="token", img_size=crop_size, **options
         )

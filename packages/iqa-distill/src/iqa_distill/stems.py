@@ -54,8 +54,9 @@ class TokenStem(nn.Module):
         (batch, 3, height, width) -> (batch, dim).
     """
 
-    def __init__(self, kind: str, dim: int, width: int = 32) -> None:
+    def __init__(self, kind: str, dim: int) -> None:
         super().__init__()
+        width = max(16, dim // 12)  # 32 for a ViT-S
         second = nn.Conv2d(width, width, 3, padding=1, bias=False) if kind == "conv" else Involution(width, 3)
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 7, 4, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),

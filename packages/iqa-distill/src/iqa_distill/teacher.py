@@ -119,9 +119,11 @@ class NARTeacher(nn.Module, PyTorchModelHubMixin, library_name="iqa-distill", li
         """Give the pristine crops, or their features."""
         if (hq is None) == (hq_features is None):
             raise ValueError("give either hq, pristine crops, or hq_features of them")
-        own = self.features(lq)
-        pristine = self.features(hq) if hq is not None else hq_features
-        assert pristine is not None
+        if hq_features is not None:
+            own, pristine = self.features(lq), hq_features
+        else:  # in one pass: batch statistics of each alone would hide by what they differ
+            assert hq is not None
+            own, pristine = self.features(torch.cat([lq, hq])).chunk(2)
         tokens = (pristine - own).flatten(2).transpose(1, 2) + self.positions
         layers = []
         for layer in self.layers:

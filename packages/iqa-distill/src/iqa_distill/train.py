@@ -69,6 +69,15 @@ def new_student(options: ModelOptions, data: DataOptions, splits: Splits, seed: 
     return student
 
 
+def of_teacher(config: IQAConfig, folder: Path, **changes: Any) -> IQAConfig:
+    """The configuration of a teacher that is trained along with a student: nothing of the student's arm, no choice of weights."""
+    apart: dict[str, Any] = {
+        "arm": "base", "select": "last", "load_best_model_at_end": False, "metric_for_best_model": None,
+        "greater_is_better": None,
+    }  # fmt: skip
+    return dataclasses.replace(config, output_dir=str(folder), **{**apart, **changes})
+
+
 def bias_teachers(
     folder: Path, options: ModelOptions, student: RKIQT, splits: Splits, config: IQAConfig, *record: Any
 ) -> dict[str, BiasTeacher]:
@@ -84,11 +93,8 @@ def bias_teachers(
         teachers[kind] = BiasTeacher(kind, backbone)
         if weights is not None:
             teachers[kind].load_trunk(weights)
-        own = dataclasses.replace(
-            config, output_dir=str(folder / kind), arm="base", select="last", load_best_model_at_end=False,
-            metric_for_best_model=None, num_train_epochs=config.num_train_epochs * BIAS_SHARE,
-            max_steps=math.ceil(config.max_steps * BIAS_SHARE) if config.max_steps > 0 else -1,
-        )  # fmt: skip
+        epochs, steps = config.num_train_epochs * BIAS_SHARE, math.ceil(config.max_steps * BIAS_SHARE)
+        own = of_teacher(config, folder / kind, num_train_epochs=epochs, max_steps=steps or -1)
         fit(BiasTraining(teachers[kind]), splits.train, student.preprocessing, splits.scale, own, *record)
     return teachers
 
@@ -133,12 +139,12 @@ def train(data: DataOptions, options: ModelOptions, config: IQAConfig) -> dict[s
         if options.teacher is None:
             teach_by_gmsd(
                 splits.pool, dataclasses.replace(data, crop_size=student.preprocessing.crop_size),
-                TeacherOptions(pieces=SAMPLE_PIECES),
-                dataclasses.replace(config, output_dir=place, **SAMPLE_TEACHER),
+                TeacherOptions(pieces=SAMPLE_PIECES), of_teacher(config, Path(place), **SAMPLE_TEACHER),
             )  # fmt: skip
         nar, weak = load_teacher(place, splits.test.ids if splits.test else ())
         if weak:
             console.print(weak, soft_wrap=True)
+        distillation(student, config, nar, None)  # refuses a teacher that does not fit, before others are trained
     bias = bias_teachers(folder, options, student, splits, config, data, options) if config.regularises else None
     trainer = fit(
         distillation(student, config, nar, bias), splits.train, student.preprocessing, splits.scale, config, data, options,
