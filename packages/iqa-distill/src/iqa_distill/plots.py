@@ -113,7 +113,7 @@ def plot_scatter(
     if np.ptp(x) and np.ptp(y):
         along = np.linspace(x.min(), x.max(), 200)
         panel.plot(along, fit_logistic(x, y).predict(along), color="0.2", linewidth=1, label="_fit")
-    panel.set(xlabel="predicted score", ylabel="human score", title=title)
+    panel.set(xlabel="predicted score", ylabel="given score", title=title)
     panel.grid(alpha=0.3)
     if groups is not None:
         figure.legend(loc="outside right upper", fontsize=8)

@@ -34,7 +34,7 @@ SAMPLE: dict[str, Any] = {
     "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
 }  # fmt: skip
 SAMPLE_TEACHER: dict[str, Any] = {**SAMPLE, "num_train_epochs": 3}
-SAMPLE_PIECES = 60
+SAMPLE_PIECES, SAMPLE_CROP = 60, 64
 BIAS_SHARE = 0.5  # of the student's steps, for each teacher of inductive bias (ours)
 
 
@@ -125,6 +125,8 @@ def train(data: DataOptions, options: ModelOptions, config: IQAConfig) -> dict[s
     if sample:
         defaults = {f.name: f.default for f in dataclasses.fields(config)}
         config = dataclasses.replace(config, **{k: v for k, v in SAMPLE.items() if getattr(config, k) == defaults[k]})
+        if options.backbone == "tiny":
+            data = dataclasses.replace(data, crop_size=data.crop_size or SAMPLE_CROP)
     if config.distils and options.teacher is None and not sample:
         raise ValueError("give --teacher: train one with `iqa-distill teacher`; or --arm base or reg, which need none")
     splits = load_ratings(data)
