@@ -174,7 +174,7 @@ def load_ratings(options: DataOptions) -> Splits:
         ValueError: as :func:`iqa_distill.readers.read_ratings`, :func:`split`, :meth:`iqa_distill.pixels.Pixels.decode` and
             :meth:`iqa_distill.images.ScoreScale.of`. OSError: for what is missing.
     """
-    rated = _read(options)
+    rated = read_data(options)
     fitting = Preprocessing(resize=_size(options, rated))
     parts = split(rated, options)
     used = np.arange(len(rated)) if options.pixel_cache else np.sort(np.concatenate(parts))  # one file for all splits
@@ -193,7 +193,12 @@ def load_ratings(options: DataOptions) -> Splits:
     return Splits(train, validation, test, pool, scale, fitting.resize)
 
 
-def _read(options: DataOptions) -> RatedImages:
+def read_data(options: DataOptions) -> RatedImages:
+    """All images that ``options.data`` names, with their scores; none is decoded yet.
+
+    Raises:
+        ValueError: as :func:`iqa_distill.readers.read_ratings`.
+    """
     if options.data == SAMPLE:
         from iqa_distill.sample import sample_ratings
 

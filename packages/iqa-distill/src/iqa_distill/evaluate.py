@@ -16,8 +16,7 @@ from papercore.lab.cli import flag
 from papercore.lab.files import write_json
 from papercore.lab.report import console, print_table
 
-from iqa_distill.data import DataOptions, split
-from iqa_distill.data import _read as read_data
+from iqa_distill.data import DataOptions, read_data, split
 from iqa_distill.metric import load_model, model_folder
 from iqa_distill.metrics import correlations, krcc, plcc, srcc
 from iqa_distill.plots import plot_scatter
