@@ -105,9 +105,7 @@ class NARTeacher(nn.Module, PyTorchModelHubMixin, library_name="iqa-distill", li
 
     def features(self, images: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch dim grid grid"]:
         """f of an image: of pristine crops they may be kept, since they do not depend on the distorted ones."""
-        size = self.preprocessing.crop_size
-        if images.shape[1:] != (3, size, size):
-            raise ValueError(f"images are {tuple(images.shape)}: expected (batch, 3, {size}, {size})")
+        self._check(images)
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = [F.adaptive_avg_pool2d(m, self.grid) for m in self.trunk(images)]
@@ -123,6 +121,8 @@ class NARTeacher(nn.Module, PyTorchModelHubMixin, library_name="iqa-distill", li
             own, pristine = self.features(lq), hq_features
         else:  # in one pass: batch statistics of each alone would hide by what they differ
             assert hq is not None
+            self._check(lq)
+            self._check(hq)
             own, pristine = self.features(torch.cat([lq, hq])).chunk(2)
         tokens = (pristine - own).flatten(2).transpose(1, 2) + self.positions
         layers = []
@@ -132,6 +132,11 @@ class NARTeacher(nn.Module, PyTorchModelHubMixin, library_name="iqa-distill", li
         summary = torch.cat([tokens.mean(1), own.mean((2, 3))], 1)
         kinds = self.kinds(summary) if self.kinds is not None else None
         return TeacherOutput(self.head(summary).squeeze(1), layers, kinds)
+
+    def _check(self, images: Tensor) -> None:
+        size = self.preprocessing.crop_size
+        if images.shape[1:] != (3, size, size):
+            raise ValueError(f"images are {tuple(images.shape)}: expected (batch, 3, {size}, {size})")
 
     @torch.inference_mode()
     def compare(self, lq: Any, hq: Any) -> float:
