@@ -1,4 +1,4 @@
-"""Pictures: losses and SRCC while training, predictions beside human scores, and scores beside the images they are of."""
+"""Pictures: losses and SRCC while training, predictions beside given scores, and scores beside the images they are of."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def plot_scatter(
     groups: Sequence[str] | None = None,
     title: str = "",
 ) -> None:
-    """Human scores over predicted ones, coloured by group, with the logistic curve that is fitted to them.
+    """Given scores over predicted ones, coloured by group, with the logistic curve that is fitted to them.
 
     Args:
         predictions, scores: (n,). groups: of each image, such as its kind of distortion.

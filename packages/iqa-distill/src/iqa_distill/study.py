@@ -76,9 +76,9 @@ def psnr_of(rated: Rated, data: DataOptions) -> np.ndarray:
     if data.data == RESYNTH:
         table = pd.read_csv(Path(data.resynth) / "ratings.csv").set_index("image")["psnr"]
         return table[[Path(name).name for name in rated.names]].to_numpy()
-    pristine, references = sample_references(), rated.references or []
-    pairs = enumerate(references)
-    return np.array([psnr(rated.pixels[i].movedim(0, -1).numpy(), pristine[name]) for i, name in pairs])
+    pristine = sample_references()
+    images = (rated.pixels[i].movedim(0, -1).numpy() for i in range(len(rated)))
+    return np.array([psnr(image, pristine[name]) for image, name in zip(images, rated.references or [], strict=True)])
 
 
 def teach(place: Path, splits: Splits, data: DataOptions, recipe: dict[str, Any]) -> NARTeacher:
