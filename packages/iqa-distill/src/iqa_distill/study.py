@@ -145,7 +145,7 @@ study = Study(
     scales={
         "quick": Scale({"sample": QUICK}, seeds=1, options={"max_steps": 40}),
         "small": Scale(
-            {"6 references": resynth(6), "19 references": resynth(19)}, seeds=3, options={"max_steps": 450}
+            {"6 references": resynth(6), "19 references": resynth(19)}, seeds=3, options={"max_steps": 900}
         ),
         "full": Scale(
             {"6 references": resynth(6), "19 references": resynth(19)}, seeds=5, options={"max_steps": 1500}
