@@ -1,0 +1,13 @@
+from .demonstrations import DemonstrationSampler as DemonstrationSampler
+from .hub import MHub as MHub
+from .hub import MHubConfig as MHubConfig
+from .metrics import bleu as bleu
+from .metrics import cider_d as cider_d
+from .metrics import rouge_l as rouge_l
+from .metrics import vqa_accuracy as vqa_accuracy
+from .model import Demonstrations as Demonstrations
+from .model import Example as Example
+from .model import MMICTConfig as MMICTConfig
+from .model import MMICTModel as MMICTModel
+from .trainer import MMICTTrainer as MMICTTrainer
+from .trainer import MMICTTrainingConfig as MMICTTrainingConfig

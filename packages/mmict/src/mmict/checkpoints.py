@@ -1,0 +1,33 @@
+"""Some of the tensors of a transformers checkpoint, without loading the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+from transformers.utils.hub import cached_file
+
+PARTS = {"blip-2", "instructblip"}  # model types whose checkpoints hold a vision and a language model
+
+
+def read_tensors(name: str, *prefixes: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with one of ``prefixes``.
+
+    Args:
+        name: folder, or Hub name, of a checkpoint in safetensors, in one file or several.
+
+    Raises:
+        OSError: if it has no safetensors.
+    """
+    try:
+        index = json.loads(Path(str(cached_file(name, "model.safetensors.index.json"))).read_text())
+        files = sorted({file for key, file in index["weight_map"].items() if key.startswith(prefixes)})
+    except OSError:
+        files = ["model.safetensors"]
+    found: dict[str, Tensor] = {}
+    for file in files:
+        with safe_open(str(cached_file(name, file)), "pt") as opened:
+            found |= {key: opened.get_tensor(key) for key in opened.keys() if key.startswith(prefixes)}  # noqa: SIM118
+    return found

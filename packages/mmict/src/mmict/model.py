@@ -1,0 +1,479 @@
+"""A frozen vision encoder and a frozen language model, joined by the Multi-Modal Hub; saved and loaded without the frozen parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from papercore.lab.files import write_json
+from papercore.lab.images import Source
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmict.corpus import Corpus
+from mmict.dialogs import Dialogs, make_dialogs
+from mmict.hub import MHub, MHubConfig
+from mmict.lm import add_lora, is_seq2seq, load_lm
+from mmict.processor import Processor
+from mmict.samples import Samples
+from mmict.vision import VisionEncoder, fingerprint, load_vision
+
+
+class Runs(NamedTuple):
+    """Rows (any, width), of which each dialog has a run: where it begins and how long it is, (dialogs,). ``hidden``: (any,), rows
+    that nothing attends to."""
+
+    rows: Tensor
+    starts: Tensor
+    lengths: Tensor
+    hidden: Tensor | None = None
+
+
+class Variant(NamedTuple):
+    """What a pair gives to the hub, and which rows of it the language model gets."""
+
+    vision: bool = False
+    text: bool = False
+    queries: bool = False  # rows
+    words: bool = False  # rows of the text
+    raw: bool = False  # the language model's own embeddings of the text
+
+
+VARIANTS = {
+    "vt_text": Variant(vision=True, text=True, words=True),
+    "text": Variant(text=True, words=True),
+    "raw_text": Variant(raw=True),
+    "visual": Variant(vision=True, queries=True),
+    "tv_visual": Variant(vision=True, text=True, queries=True),
+    "vt_both": Variant(vision=True, text=True, queries=True, words=True),
+    "visual+raw_text": Variant(vision=True, queries=True, raw=True),
+    "none": Variant(),
+}
+GUIDED, PLAIN = Variant(vision=True, text=True, queries=True, raw=True), Variant(vision=True, queries=True, raw=True)
+
+
+@dataclass
+class MMICTConfig:
+    """How demonstrations and queries enter the language model.
+
+    Args:
+        demonstration: what of a demonstration does: "vt_text" (MMICT: visual-guided textual features), "text", "raw_text",
+            "visual", "tv_visual", "vt_both", "visual+raw_text" (vanilla in-context tuning) or "none".
+        guided: the query's visual features are guided by its prompt (MMICT), or uni-modal (BLIP-2, vanilla in-context tuning).
+        separator: the end-of-chunk row after each demonstration: "learned", from the language model's mean embedding or its own
+            end-of-chunk token, or "frozen" (official: a new row that is never trained). Ours: learned.
+        marks: keep the rows of the hub tokenizer's marks around a demonstration's text (official).
+        reduction: of the loss: "token", the mean over all target tokens, or "dialog", of each dialog's mean (official, ragged).
+        official_padding: as the official code, give the language model also the rows of padding behind a demonstration's text, and
+            let a decoder-only one begin to answer from the padding behind the prompt: then a dialog's result depends on which
+            others share its batch. For parity only.
+    """
+
+    demonstration: str = "vt_text"
+    guided: bool = True
+    separator: str = "learned"
+    marks: bool = True
+    reduction: str = "token"
+    official_padding: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("demonstration", tuple(VARIANTS)),
+            ("separator", ("learned", "frozen")),
+            ("reduction", ("token", "dialog")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
+
+
+class MMICTOutput(NamedTuple):
+    """``loss``: a number. ``logits``: (dialogs, positions, vocabulary), of targets; a decoder-only model's, of all positions.
+    ``nll``, ``tokens``: (dialogs,), summed over target tokens, and their number."""
+
+    loss: Tensor
+    logits: Tensor
+    nll: Tensor
+    tokens: Tensor
+
+
+@dataclass
+class Example:
+    """A demonstration: its picture (or the frames of its video), the text, and the question that the text answers, if any."""
+
+    images: Source | Sequence[Source]
+    text: str
+    question: str = ""
+
+
+@dataclass
+class Demonstrations:
+    """Encoded demonstrations, (rows, lm_width): they do not depend on the query, so any number of queries can share them."""
+
+    rows: Tensor
+
+
+class MMICTModel(nn.Module):
+    """A multi-modal language model that learns with in-context examples.
+
+    The input of the language model is, for each dialog (paper, method; order and rows from the official code),
+    ``[F_1[n:]; e; ...; F_k[n:]; e; F_{k+1}[:n]; Emb(prompt)]``: visual-guided textual features of the demonstrations, each ended by
+    the separator e, then the query's textual-guided visual features and its prompt. The loss is the cross-entropy of the query's
+    text. Only the hub, the separator and, if asked for, LoRA are trained; the encoder and the language model stay in eval mode.
+
+    Make one with :meth:`from_parts`, :meth:`from_blip2` or :meth:`from_pretrained`.
+
+    Args:
+        vision, hub, lm, processor: the parts. config: how they are joined.
+
+    Raises:
+        ValueError: if their widths or vocabularies do not fit.
+    """
+
+    def __init__(
+        self, vision: VisionEncoder, hub: MHub, lm: Any, processor: Processor, config: MMICTConfig | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config or MMICTConfig()
+        table = lm.get_input_embeddings().weight
+        if vision.width != hub.config.vision_width:
+            raise ValueError(f"the encoder's features are {vision.width} wide, the hub takes {hub.config.vision_width}")
+        if table.shape[1] != hub.config.lm_width:
+            raise ValueError(f"the language model is {table.shape[1]} wide, the hub gives {hub.config.lm_width}")
+        if len(processor.hub_tokenizer) > hub.config.vocabulary:
+            raise ValueError(
+                f"the hub's tokenizer has {len(processor.hub_tokenizer)} tokens, the hub {hub.config.vocabulary}"
+            )
+        if is_seq2seq(lm) == processor.causal:
+            raise ValueError("processor.causal must be True for a decoder-only language model, and only for one")
+        self.vision, self.hub, self.lm, self.processor = vision, hub, lm, processor
+        own = processor.lm_tokenizer.get_vocab().get("<|endofchunk|>")
+        start = table.float().mean(0) if own is None else table[own].float()
+        self.separator = nn.Parameter(start.detach().clone()[None], requires_grad=self.config.separator == "learned")
+        for part in (vision, lm):
+            part.eval()
+
+    @classmethod
+    def from_parts(
+        cls, vision: VisionEncoder, hub: MHub, lm: Any, processor: Processor, config: MMICTConfig | None = None
+    ) -> MMICTModel:
+        """The same as the class itself, by the name that transformers' users know."""
+        return cls(vision, hub, lm, processor, config)
+
+    @classmethod
+    def from_blip2(cls, name: str, *, bert: str | None = None, config: MMICTConfig | None = None) -> MMICTModel:
+        """Everything from a BLIP-2 or InstructBLIP checkpoint of transformers; see :func:`mmict.blip2.from_blip2`."""
+        from mmict.blip2 import from_blip2
+
+        vision, hub, lm, hub_tokenizer, lm_tokenizer = from_blip2(name, bert=bert)
+        return cls(vision, hub, lm, Processor(hub_tokenizer, lm_tokenizer, causal=not is_seq2seq(lm)), config)
+
+    def train(self, mode: bool = True) -> MMICTModel:
+        """Training mode for the hub, and for adapters in the language model; the frozen parts stay in eval mode."""
+        super().train(mode)
+        self.vision.eval()
+        self.lm.eval()
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the hub is."""
+        return self.separator.device
+
+    def forward(self, dialogs: Dialogs) -> MMICTOutput:
+        """The loss of a batch of dialogs; see :class:`MMICTOutput`.
+
+        Raises:
+            ValueError: for dialogs without labels, or with a target of no token.
+        """
+        if dialogs.labels is None:
+            raise ValueError("these dialogs have no labels to learn from")
+        targets = dialogs.labels != -100
+        if not targets.any(1).all():
+            raise ValueError("a dialog has no target token: its text is empty")
+        context = self._rows(dialogs)
+        if self.processor.causal:
+            words = dialogs.labels[targets]
+            embeds, mask = _lay([context, _runs(self._embedding(words), targets.sum(1))])
+            labels = embeds.new_full(mask.shape, -100, dtype=torch.long)
+            place = torch.arange(mask.shape[1], device=mask.device)
+            labels[mask & (place >= context.lengths[:, None])] = words
+            logits = self.lm(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False).logits
+            guessed, labels = logits[:, :-1], labels[:, 1:]
+        else:
+            embeds, mask = _lay([context])
+            labels = dialogs.labels
+            fed = self.lm.prepare_decoder_input_ids_from_labels(labels)
+            logits = guessed = self.lm(
+                inputs_embeds=embeds, attention_mask=mask.long(), decoder_input_ids=fed, use_cache=False
+            ).logits
+        each = F.cross_entropy(guessed.transpose(1, 2).float(), labels, ignore_index=-100, reduction="none")
+        nll, tokens = each.sum(1), targets.sum(1)
+        loss = nll.sum() / tokens.sum() if self.config.reduction == "token" else (nll / tokens).mean()
+        return MMICTOutput(loss, logits, nll, tokens)
+
+    def _rows(self, dialogs: Dialogs) -> Runs:
+        """All rows that enter the language model, one dialog after the other."""
+        shown, asked, query = VARIANTS[self.config.demonstration], GUIDED if self.config.guided else PLAIN, dialogs.query
+        if shown == VARIANTS["none"] and not query.all():
+            raise ValueError("demonstration is 'none', but there are demonstrations: ask for k = 0")
+        n, text, raw = self.hub.config.queries, dialogs.hub_ids.shape[1], dialogs.lm_ids.shape[1]
+
+        def per_pair(name: str) -> Tensor:
+            return torch.where(query, getattr(asked, name), getattr(shown, name))
+
+        words, prompts = dialogs.hub_mask, dialogs.lm_mask
+        if not self.config.marks:
+            words = words & ~_marks(dialogs.hub_ids, self.processor.hub_tokenizer.all_special_ids)
+        if self.config.official_padding:
+            words, prompts = torch.ones_like(words), prompts | query[:, None]
+        taken = torch.cat(
+            [
+                per_pair("queries")[:, None].expand(-1, n),
+                per_pair("words")[:, None] & words,
+                per_pair("raw")[:, None] & prompts,
+                ~query[:, None],
+            ],
+            1,
+        )
+        of_hub = taken[:, : n + text]
+        rows = self.hub.proj(self._hub(dialogs, per_pair("vision"), per_pair("text"))[of_hub])
+        own = self._embedding(dialogs.lm_ids[taken[:, n + text : n + text + raw]])
+        separators = self.separator.expand(int((~query).sum()), -1)
+        column = taken.nonzero()[:, 1]  # of each row that is taken, in order
+        kind = (column >= n + text).long() + (column >= n + text + raw)
+        order = kind.argsort(stable=True).argsort()
+        dialog = query.cumsum(0) - query.long()
+        lengths = torch.zeros(int(query.sum()), dtype=torch.long, device=query.device)
+        lengths = lengths.index_add(0, dialog, taken.sum(1))
+        merged = torch.cat([rows, own.to(rows.dtype), separators.to(rows.dtype)])[order]
+        hidden = F.pad(~dialogs.lm_mask, (n + text, 1))[taken] if self.config.official_padding else None
+        return _runs(merged, lengths, hidden)
+
+    def _hub(self, dialogs: Dialogs, sees: Tensor, reads: Tensor) -> Tensor:
+        """(pairs, n + text, hidden): the hub's rows of all pairs, in one call for all with a picture and one for all without."""
+        n, text = self.hub.config.queries, dialogs.hub_ids.shape[1]
+        alone = reads & ~sees
+        parts, of = [], []
+        if sees.any():
+            vision = dialogs.vision if dialogs.vision.dim() == 3 else self.vision(dialogs.vision)
+            frames = dialogs.frames[sees]
+            there = (frames >= 0)[:, :, None].expand(-1, -1, vision.shape[1]).flatten(1)
+            seen = vision[frames.clamp(min=0)].flatten(1, 2).to(self.hub.norm.weight.dtype)
+            whole = None if there.all() else there
+            if (reads & sees).any():
+                # A pair whose text is masked gives the rows of mode V.
+                mask = dialogs.hub_mask[sees] & reads[sees][:, None]
+                parts.append(self.hub(dialogs.hub_ids[sees], mask, seen, whole, mode="VT"))
+            else:
+                parts.append(F.pad(self.hub(vision=seen, vision_mask=whole, mode="V"), (0, 0, 0, text)))
+            of.append(sees.nonzero()[:, 0])
+        if alone.any():
+            found = self.hub(dialogs.hub_ids[alone], dialogs.hub_mask[alone], mode="T")
+            parts.append(F.pad(found, (0, 0, n, 0)))
+            of.append(alone.nonzero()[:, 0])
+        if len(parts) == 1 and len(parts[0]) == len(sees):
+            return parts[0]
+        rows = parts[0].new_zeros(len(sees), n + text, self.hub.config.hidden)
+        return rows.index_copy(0, torch.cat(of), torch.cat(parts))
+
+    def _embedding(self, ids: Tensor) -> Tensor:
+        return self.lm.get_input_embeddings()(ids)
+
+    @torch.inference_mode()
+    def generate_dialogs(self, dialogs: Dialogs, demonstrations: Demonstrations | None = None, **how: Any) -> list[str]:
+        """What the language model writes after each dialog. ``demonstrations`` go before all of them; ``how``: transformers'
+        options of generate, by default those of the official code but for lengths: 5 beams, no sampling."""
+        self.eval()
+        parts = [self._rows(dialogs)]
+        if demonstrations is not None:
+            count = torch.full_like(parts[0].lengths, len(demonstrations.rows))
+            parts.insert(0, Runs(demonstrations.rows.to(parts[0].rows), torch.zeros_like(count), count))
+        embeds, mask = _lay(parts, left=self.processor.causal)
+        options = {"num_beams": 5, "max_new_tokens": 30, "do_sample": False, **how}
+        options["min_new_tokens"] = options.pop("min_length", 1)
+        written = self.lm.generate(
+            inputs_embeds=embeds, attention_mask=mask.long(), pad_token_id=self.processor.pad,
+            eos_token_id=self.processor.lm_tokenizer.eos_token_id, **options,
+        )  # fmt: skip
+        return [self.processor.text(ids) for ids in written.tolist()]
+
+    @torch.inference_mode()
+    def encode_demonstrations(self, examples: Sequence[Example]) -> Demonstrations:
+        """Demonstrations that :meth:`generate` can use for any number of queries."""
+        self.eval()
+        corpus = self._corpus(examples)
+        with_query = make_dialogs(corpus, [0], corpus, [list(range(len(corpus)))])
+        pairs = slice(0, len(corpus))  # without the query at the end, which stands there for make_dialogs alone
+        kept = {f.name: getattr(with_query, f.name) for f in dataclasses.fields(Dialogs)}
+        for name in ("frames", "hub_ids", "hub_mask", "lm_ids", "lm_mask", "query"):
+            kept[name] = kept[name][pairs]
+        return Demonstrations(self._rows(Dialogs(**kept).to(self.device)).rows)
+
+    def generate(
+        self,
+        images: Sequence[Source | Sequence[Source]],
+        questions: Sequence[str] | None = None,
+        *,
+        demonstrations: Sequence[Example] | Demonstrations | None = None,
+        batch_size: int = 16,
+        **how: Any,
+    ) -> list[str]:
+        """Captions of pictures, or answers to a question about each.
+
+        The official code generates without demonstrations; here they may be given, once for all queries.
+
+        Args:
+            images: for each query a picture, or the frames of a video; see :func:`papercore.lab.images.open_image`.
+            questions: one for each query, or None for captions.
+            demonstrations: examples, or what :meth:`encode_demonstrations` made of them.
+            how: num_beams (5), max_new_tokens (30), min_length (1) and transformers' other options of generate.
+
+        Returns:
+            one text for each query; it does not depend on the others.
+
+        Raises:
+            ValueError: for a picture that cannot be read, or as many questions as there are not images.
+        """
+        if questions is not None and len(questions) != len(images):
+            raise ValueError(f"{len(questions)} questions for {len(images)} images: give one for each")
+        if not images:
+            return []
+        if demonstrations is not None and not isinstance(demonstrations, Demonstrations):
+            demonstrations = self.encode_demonstrations(demonstrations) if demonstrations else None
+        queries = self._corpus([Example(of, "-", q) for of, q in zip(images, questions or [""] * len(images), strict=True)])
+        found: list[str] = []
+        for start in range(0, len(queries), batch_size):
+            rows = range(start, min(start + batch_size, len(queries)))
+            dialogs = make_dialogs(queries, rows, queries, [[]] * len(rows))
+            found += self.generate_dialogs(dialogs.to(self.device), demonstrations, **how)
+        return found
+
+    def _corpus(self, examples: Sequence[Example]) -> Corpus:
+        images: list[Any] = []
+        frames = []
+        for example in examples:
+            own = list(example.images) if isinstance(example.images, list | tuple) else [example.images]
+            frames.append(tuple(range(len(images), len(images) + len(own))))
+            images += own
+        names = [str(i) for i in range(len(examples))]
+        texts = [example.text for example in examples]
+        questions = [example.question for example in examples]
+        samples = Samples(images, frames, texts, questions, names, names, [[text] for text in texts])
+        return Corpus(
+            samples, self.processor, lambda rows: self.vision.pixels([samples.open(i) for i in rows.tolist()])
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """What was trained (model.safetensors), the tokenizers, and config.json, which names the frozen parts and their
+        fingerprints. Local parts are named relative to ``folder``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = {name: value.detach().contiguous() for name, value in self.named_parameters() if self._is_kept(name)}
+        save_file(trained, str(folder / "model.safetensors"), {"format": "pt"})
+        self.processor.save_pretrained(folder)
+        base = self.lm.get_base_model() if hasattr(self.lm, "peft_config") else self.lm
+        write_json(
+            folder / "config.json",
+            {
+                "mmict": dataclasses.asdict(self.config),
+                "hub": dataclasses.asdict(self.hub.config),
+                "vision": {**self.vision.record(), "name": _relative(self.vision.source, folder)},
+                "lm": {
+                    "name": _relative(base.name_or_path, folder),
+                    "dtype": str(base.dtype).removeprefix("torch."),
+                    "lora": _lora(self.lm),
+                },
+                "fingerprints": {"vision": fingerprint(self.vision.network), "lm": fingerprint(base)},
+            },
+        )
+
+    def _is_kept(self, name: str) -> bool:
+        return name == "separator" or name.startswith("hub.") or ".lora_" in name
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **changes: Any) -> MMICTModel:
+        """A checkpoint with its frozen parts, which are read from where they were. ``changes``: of :class:`MMICTConfig`.
+
+        Raises:
+            ValueError: if the folder is no checkpoint, lacks weights, or a frozen part is not the one it was trained with.
+        """
+        folder = Path(folder)
+        if not (folder / "config.json").exists():
+            raise ValueError(f"{folder}: no config.json there; a checkpoint is a folder that `mmict train` wrote")
+        record = json.loads((folder / "config.json").read_text())
+        if "mmict" not in record:
+            raise ValueError(f"{folder} is no checkpoint of mmict: its config.json has no entry 'mmict'")
+        vision = load_vision(**{**record["vision"], "name": _found(record["vision"]["name"], folder)})
+        lm = load_lm(_found(record["lm"]["name"], folder), dtype=getattr(torch, record["lm"]["dtype"]))
+        for part, module in (("vision", vision.network), ("lm", lm)):
+            if fingerprint(module) != record["fingerprints"][part]:
+                raise ValueError(f"{folder}: {record[part]['name']} is not the {part} that it was trained with")
+        if record["lm"]["lora"]:
+            lm = add_lora(lm, **record["lm"]["lora"])
+        config = MMICTConfig(**{**record["mmict"], **changes})
+        model = cls(vision, MHub(MHubConfig(**record["hub"])), lm, Processor.from_pretrained(folder), config)
+        model.load_trained(folder / "model.safetensors")
+        return model.eval()
+
+    def load_trained(self, path: str | Path) -> None:
+        """The weights of a checkpoint's model.safetensors.
+
+        Raises:
+            ValueError: if some are missing, or have no place here.
+        """
+        found = load_file(str(path))
+        wanted = {name for name, _ in self.named_parameters() if self._is_kept(name)}
+        if wanted != set(found):
+            apart = sorted(wanted ^ set(found))
+            raise ValueError(f"{path} does not fit this model: {len(apart)} names differ, such as {apart[0]}")
+        self.load_state_dict(found, strict=False)
+
+
+def _runs(rows: Tensor, lengths: Tensor, hidden: Tensor | None = None) -> Runs:
+    """Rows of which each dialog has the next so many."""
+    return Runs(rows, lengths.cumsum(0) - lengths, lengths, hidden)
+
+
+def _lay(parts: Sequence[Runs], left: bool = False) -> tuple[Tensor, Tensor]:
+    """The runs of each dialog one after the other, (dialogs, longest, width), padded on one side; and what may be attended to."""
+    lengths = torch.stack([part.lengths for part in parts])
+    total, before = lengths.sum(0), lengths.cumsum(0) - lengths
+    place = torch.arange(int(total.max()), device=total.device).expand(len(total), -1)
+    if left:
+        place = place - (place.shape[1] - total[:, None])
+    index, base = torch.zeros_like(place), 0
+    for part, begin in zip(parts, before, strict=True):
+        local = place - begin[:, None]
+        inside = (local >= 0) & (local < part.lengths[:, None])
+        index = torch.where(inside, base + part.starts[:, None] + local, index)
+        base += len(part.rows)
+    mask = (place >= 0) & (place < total[:, None])
+    rows = torch.cat([part.rows.to(parts[0].rows.dtype) for part in parts])[index] * mask[:, :, None]
+    hidden = [torch.zeros_like(part.rows[:, 0], dtype=torch.bool) if part.hidden is None else part.hidden for part in parts]
+    return rows, mask & ~torch.cat(hidden)[index]
+
+
+def _marks(ids: Tensor, special: Sequence[int]) -> Tensor:
+    return torch.isin(ids, torch.tensor(list(special), device=ids.device))
+
+
+def _relative(name: str, folder: Path) -> str:
+    return os.path.relpath(name, folder) if Path(name).exists() else name
+
+
+def _found(name: str, folder: Path) -> str:
+    return str(folder / name) if (folder / name).exists() else name
+
+
+def _lora(lm: Any) -> dict[str, Any] | None:
+    if not hasattr(lm, "peft_config"):
+        return None
+    config = lm.peft_config["default"]
+    return {"rank": config.r, "alpha": config.lora_alpha, "targets": sorted(config.target_modules)}

@@ -1,0 +1,153 @@
+"""Tuning with in-context examples on the transformers engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from papercore.lab.cli import flag
+from papercore.lab.training import ModuleTrainer, adapt_to_machine
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
+
+from mmict.corpus import Corpus
+from mmict.demonstrations import SAMPLERS, DemonstrationSampler
+from mmict.dialogs import make_dialogs
+from mmict.model import MMICTConfig, MMICTModel
+from mmict.texts import IMAGE_PROMPTS
+
+# What each arm of the comparison shows of a demonstration, and whether the query's features are guided by its prompt.
+ARMS = {
+    "ft": ("none", False),
+    "ft+text": ("none", True),
+    "ict": ("visual+raw_text", False),
+    "mmict": ("vt_text", True),
+    "mmict-text": ("text", True),
+    "mmict-raw": ("raw_text", True),
+    "mmict-visual": ("visual", True),
+    "mmict-tv": ("tv_visual", True),
+    "mmict-both": ("vt_both", True),
+}
+
+
+@dataclass
+class MMICTTrainingConfig(TrainingArguments):
+    """How to tune. "official" is the authors' code."""
+
+    arm: str = flag(
+        "mmict; ft: no demonstrations; ft+text: the same with features guided by the prompt; ict: features and text of each "
+        "demonstration as they are; mmict-text, -raw, -visual, -tv, -both: other features of a demonstration",
+        "mmict",
+    )
+    k: int = flag("demonstrations for each query, 0 to 8 (official: not known)", 2)
+    vary_k: bool = flag("draw 0 to k for each batch, so that one model serves all", False)
+    sampler: str = flag("demonstrations: random, or neighbours: visual, text (of questions), mixed (official: not known)", "random")
+    reduction: str = flag("loss: mean over all target tokens (token), or of each dialog's mean (dialog)", "token")
+    lora_rank: int = flag("adapt the language model by LoRA of this rank; 0: keep it frozen (paper)", 0)
+    augment: bool = flag("random crops and flips (official); features are then encoded anew in each step", False)
+    output_dir: str | None = flag("checkpoint folder; runs/mmict-DATA if not given", "")
+    learning_rate: float = flag("peak (official: 1e-5)", 1e-5)
+    weight_decay: float = flag("of matrices (official: 0.05)", 0.05)
+    num_train_epochs: float = flag("passes over the data (official: 5)", 5.0)
+    per_device_train_batch_size: int = flag("queries in a step; their demonstrations come on top (official: 48 pictures in all)", 16)
+    warmup_steps: float = flag("of linear warm-up (official: 1000), or a share of all steps below 1", 1000)
+    lr_scheduler_type: str = flag("after it (official: cosine by whole epochs)", "cosine")
+    max_grad_norm: float = flag("clip gradients to this norm; 0: never (official)", 0.0)
+    seed: int = flag("of all that is random (official: 42)", 42)
+    logging_steps: float = 20
+    save_total_limit: int | None = 1
+    report_to: str | list[str] | None = "none"
+
+    def __post_init__(self) -> None:
+        if self.arm not in ARMS:
+            raise ValueError(f"arm must be one of {', '.join(ARMS)}; got {self.arm!r}")
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {self.sampler!r}")
+        if self.fp16:
+            raise ValueError("float16 overflows in T5 and is not supported: take --bf16")
+        adapt_to_machine(self)
+        super().__post_init__()
+
+    @property
+    def shown(self) -> int:
+        """Demonstrations of a query in this arm."""
+        return 0 if ARMS[self.arm][0] == "none" else self.k
+
+    def model_config(self, **changes: Any) -> MMICTConfig:
+        """Of the model that this arm trains."""
+        demonstration, guided = ARMS[self.arm]
+        return MMICTConfig(**{"demonstration": demonstration, "guided": guided, "reduction": self.reduction, **changes})
+
+
+class Rows(Dataset[Any]):
+    """The numbers of the samples: a batch is a list of them, from which the trainer makes dialogs."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        return {"rows": torch.tensor(rows)}
+
+
+class MMICTTrainer(ModuleTrainer):
+    """The transformers Trainer for :class:`mmict.MMICTModel`.
+
+    Demonstrations are drawn anew in each epoch, from the seed, the epoch and the query alone; the prompt of a caption anew in each
+    step. A resumed run draws the same.
+
+    Args:
+        model, args: as the Trainer's. corpus: what to learn from; also the pool of demonstrations. sampler: draws them.
+        validation: what eval_loss is measured on, with demonstrations from the same pool.
+    """
+
+    def __init__(
+        self, *, model: MMICTModel, args: MMICTTrainingConfig, corpus: Corpus, sampler: DemonstrationSampler,
+        validation: Corpus | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        self.corpus, self.sampler, self.validation = corpus, sampler, validation
+        super().__init__(model=model, args=args, train_dataset=Rows(len(corpus)), **kwargs)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's loss; see :class:`mmict.MMICTModel`."""
+        rows, generator = inputs["rows"].tolist(), self.batch_generator()
+        k = self.args.shown
+        if self.args.vary_k:
+            k = int(torch.randint(k + 1, (), generator=generator))
+        choices = torch.randint(len(IMAGE_PROMPTS), (len(rows),), generator=generator).tolist()
+        shown = self.corpus.demonstrations(rows, self.sampler, self.corpus, k, int(self.state.epoch or 0))
+        with torch.random.fork_rng(devices=[]):  # for crops
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            dialogs = make_dialogs(self.corpus, rows, self.corpus, shown, choices)
+        output = model(dialogs.to(self.args.device))
+        return (output.loss, {}) if return_outputs else output.loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The mean negative log-likelihood of a token, on the validation samples."""
+        corpus: Corpus = eval_dataset or self.validation
+        self.model.eval()
+        rows = list(range(len(corpus)))
+        shown = corpus.demonstrations(rows, self.sampler, self.corpus, self.args.shown)
+        nll = tokens = 0.0
+        size = self.args.per_device_eval_batch_size
+        with torch.no_grad():
+            for part in (rows[start : start + size] for start in range(0, len(rows), size)):
+                found = self.model(make_dialogs(corpus, part, self.corpus, [shown[i] for i in part]).to(self.args.device))
+                nll, tokens = nll + float(found.nll.sum()), tokens + float(found.tokens.sum())
+        metrics = {f"{metric_key_prefix}_loss": nll / tokens}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices (official: all but biases, norms and vectors)."""
+        return [name for name, p in model.named_parameters() if p.ndim >= 2 and p.requires_grad]
