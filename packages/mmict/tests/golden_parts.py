@@ -47,7 +47,9 @@ def tokenizer(words: list[str], special: dict[str, int], before: str | None, aft
 
 
 def hub_name(name: str) -> str:
-    return name.replace("embeddings.LayerNorm", "embeddings.layernorm").replace("attention.self.", "attention.attention.")
+    return name.replace("embeddings.LayerNorm", "embeddings.layernorm").replace(
+        "attention.self.", "attention.attention."
+    )
 
 
 def load(kind: str, **config: Any) -> tuple[MMICTModel, dict[str, Any], dict[str, Any]]:
@@ -76,7 +78,9 @@ def load(kind: str, **config: Any) -> tuple[MMICTModel, dict[str, Any], dict[str
                 tie_word_embeddings=False,
             )
         )  # fmt: skip
-    found = lm.load_state_dict({k.split("_model.", 1)[1]: v for k, v in weights.items() if k.startswith(f"{kind}_model.")})
+    found = lm.load_state_dict(
+        {k.split("_model.", 1)[1]: v for k, v in weights.items() if k.startswith(f"{kind}_model.")}
+    )
     assert not found.missing_keys
     lm.requires_grad_(False)
     hub = MHub(

@@ -1,7 +1,6 @@
 import gzip
 import json
 import os
-import time
 from functools import cache
 from pathlib import Path
 
@@ -53,10 +52,9 @@ def test_caption_metrics_are_those_of_the_coco_tool():
 
 
 @needs_coco
-def test_a_thousand_images_take_a_second():
+def test_scores_of_a_thousand_images():
     captions = list(coco().values())[:1000]
     predictions, references = [c[0] for c in captions], [c[1:] for c in captions]
-    start = time.process_time()
     found = scores(
         predictions,
         references,
@@ -65,7 +63,6 @@ def test_a_thousand_images_take_a_second():
         tokens=np.ones(len(captions)),
         demonstrations=references,
     )
-    assert time.process_time() - start < 3  # 0.6 s on the machine it was written on
     assert 0.5 < found["cider_d"] < 1.5
 
 

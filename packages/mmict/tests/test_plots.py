@@ -19,18 +19,15 @@ def grey(value, height=48, width=48):
     return np.full((height, width, 3), value, np.uint8)
 
 
-class TestTraining:
-    HISTORIES = {
-        "ft": [
-            {"step": 1, "loss": 3.0, "learning_rate": 1e-3},
-            {"step": 2, "loss": 2.0},
-            {"step": 2, "eval_loss": 2.5},
-        ],
-        "mmict": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "train_runtime": 9.0}],
-    }
+HISTORIES = {
+    "ft": [{"step": 1, "loss": 3.0, "learning_rate": 1e-3}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.5}],
+    "mmict": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "train_runtime": 9.0}],
+}
 
+
+class TestTraining:
     def test_arms_and_their_colours(self, tmp_path, figure):
-        plot_training(tmp_path / "new" / "t.png", {"none yet": [], **self.HISTORIES})
+        plot_training(tmp_path / "new" / "t.png", {"none yet": [], **HISTORIES})
         training, validation = figure[0].axes
         assert [line.get_label() for line in training.lines] == ["ft", "mmict"]
         assert training.lines[1].get_ydata().tolist() == [2, 1]
@@ -40,9 +37,9 @@ class TestTraining:
         assert imread(tmp_path / "new" / "t.png").std() > 0.02
 
     def test_what_was_not_logged_is_not_drawn(self, tmp_path, figure):
-        plot_training(tmp_path / "t.png", {"mmict": self.HISTORIES["mmict"]})
+        plot_training(tmp_path / "t.png", {"mmict": HISTORIES["mmict"]})
         assert len(figure[0].axes) == 1
-        plot_training(tmp_path / "none.png", {"mmict": self.HISTORIES["mmict"][2:]})
+        plot_training(tmp_path / "none.png", {"mmict": HISTORIES["mmict"][2:]})
         assert not (tmp_path / "none.png").exists()
 
 

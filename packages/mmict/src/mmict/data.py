@@ -80,7 +80,8 @@ def load_samples(options: DataOptions) -> Splits:
     """Read the data and choose among it; the same options give the same samples everywhere.
 
     What is drawn is whole groups, so that none is on both sides; ``max_train`` and ``max_test`` take the first so many samples
-    of a fixed random order, so that fewer are a part of more. A split that the data brings is kept as it is.
+    of a fixed random order, so that fewer are a part of more. A split that the data brings is kept as it is; if it has
+    validation samples but none to test on, those are judged on.
 
     Raises:
         ValueError, OSError: as :func:`mmict.readers.read_samples`.
@@ -95,7 +96,7 @@ def load_samples(options: DataOptions) -> Splits:
     train = parts.pop("train")
     held_out = {name: part for name, part in parts.items() if name.startswith("val")}
     tests = {name: part for name, part in parts.items() if name not in held_out}
-    if options.validation and held_out:
+    if held_out and (options.validation or not tests):
         tests = held_out
     elif options.validation:
         train, held = _hold_out(train, options.validation, options)

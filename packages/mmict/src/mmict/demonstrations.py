@@ -113,10 +113,8 @@ class DemonstrationSampler:
         random = Random(f"{self.seed} {epoch} {name}")  # by SHA-512, the same everywhere
         count, own, seen = len(self._codes), self._row.get(name), {self._code.get(group)}
         rows: list[int] = []
-        draws = (
-            int(random.random() * count) for _ in range(4 * MOST if count else 0)
-        )  # seldom too few; then all rows, in random order
-        for row in chain(draws, _shuffled(count, random)):
+        draws = (int(random.random() * count) for _ in range(4 * MOST))
+        for row in chain(draws, _shuffled(count, random)) if count else ():  # all rows only if the draws are too few
             if len(rows) == k:
                 break
             if row != own and self._codes[row] not in seen:
@@ -157,13 +155,10 @@ class DemonstrationSampler:
         if name in self._row:
             eligible[self._row[name]] = False
         samples, kinds = int(eligible.sum()), len(np.unique(self._codes[eligible]))
-        only = (
-            f"{samples} eligible samples"
-            if samples < k
-            else f"{kinds} different groups among {samples} eligible samples"
-        )
+        only = f"{kinds} different groups among {samples}" if samples >= k else str(samples)
         return ValueError(
-            f"k={k} demonstrations asked, only {only} after excluding group {group!r}; lower k or add samples"
+            f"k={k} demonstrations asked, only {only} eligible samples after excluding group {group!r}; "
+            "lower k or add samples"
         )
 
 

@@ -33,8 +33,9 @@ class Dialogs:
 
     def to(self, device: Any) -> Dialogs:
         """The same on a device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Dialogs(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: None if value is None else value.to(device) for name, value in moved.items()}
+        return Dialogs(**moved)
 
 
 def make_dialogs(
@@ -45,32 +46,37 @@ def make_dialogs(
     choices: Sequence[int] | None = None,
 ) -> Dialogs:
     """Dialogs of query ``rows``, each after its demonstrations: rows of ``pool``. ``choices``: prompts of captions, by number."""
-    seen: dict[bool, dict[int, int]] = {False: {}, True: {}}  # of the pool or not: image -> number among these
-    frames, hub, lm, query = [], [], [], []
-
-    def add(corpus: Corpus, row: int, texts: tuple[list[int], list[int]], last: bool) -> None:
-        numbers = seen[corpus is pool]
-        frames.append([(corpus is pool, numbers.setdefault(i, len(numbers))) for i in corpus.samples.frames[row]])
-        hub.append(texts[0])
-        lm.append(texts[1])
-        query.append(last)
-
+    pairs: list[Pair] = []
     for i, row in enumerate(rows):
-        for shown in demonstrations[i]:
-            add(pool, shown, (pool.hub_texts[shown], pool.lm_texts[shown]), False)
-        add(queries, row, queries.prompt(row, choices[i] if choices is not None else 0), True)
-    vision = [
-        corpus.pictures(torch.tensor(list(numbers)))
-        for corpus, numbers in ((queries, seen[False]), (pool, seen[True]))
-        if numbers
-    ]
-    numbered = [[number + of_pool * len(seen[False]) for of_pool, number in of] for of in frames]
-    hub_ids, hub_mask = pad(hub)
-    lm_ids, lm_mask = pad(lm, queries.processor.pad)
-    return Dialogs(
-        torch.cat(vision), pad(numbered, -1)[0], hub_ids, hub_mask, lm_ids, lm_mask,
-        torch.tensor(query), pad([queries.targets[row] for row in rows], -100)[0],
-    )  # fmt: skip
+        pairs += [(pool, shown, (pool.hub_texts[shown], pool.lm_texts[shown]), False) for shown in demonstrations[i]]
+        pairs.append((queries, row, queries.prompt(row, choices[i] if choices is not None else 0), True))
+    return _collate(pairs, pad([queries.targets[row] for row in rows], -100)[0])
+
+
+def make_demonstrations(pool: Corpus) -> Dialogs:
+    """All of a corpus as demonstrations without a query."""
+    return _collate([(pool, i, (pool.hub_texts[i], pool.lm_texts[i]), False) for i in range(len(pool))], None)
+
+
+Pair = tuple[
+    Corpus, int, tuple[list[int], list[int]], bool
+]  # of which samples, row, text for the hub and the LM, query
+
+
+def _collate(pairs: Sequence[Pair], labels: Tensor | None) -> Dialogs:
+    seen: dict[int, tuple[Corpus, dict[int, int]]] = {}  # by corpus: image -> number among those of it
+    numbered = []
+    for corpus, row, _, _ in pairs:
+        _, numbers = seen.setdefault(id(corpus), (corpus, {}))
+        numbered.append([(id(corpus), numbers.setdefault(i, len(numbers))) for i in corpus.samples.frames[row]])
+    sizes = [len(numbers) for _, numbers in seen.values()]
+    before = {key: sum(sizes[:i]) for i, key in enumerate(seen)}
+    vision = torch.cat([corpus.pictures(torch.tensor(list(numbers))) for corpus, numbers in seen.values()])
+    frames = pad([[before[key] + number for key, number in of] for of in numbered], -1)[0]
+    hub_ids, hub_mask = pad([texts[0] for _, _, texts, _ in pairs])
+    lm_ids, lm_mask = pad([texts[1] for _, _, texts, _ in pairs], pairs[0][0].processor.pad)
+    query = torch.tensor([last for _, _, _, last in pairs])
+    return Dialogs(vision, frames, hub_ids, hub_mask, lm_ids, lm_mask, query, labels)
 
 
 def pad(ids: Sequence[Sequence[int]], value: int = 0) -> tuple[Tensor, Tensor]:

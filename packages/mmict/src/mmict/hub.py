@@ -1,12 +1,14 @@
-"""The Multi-Modal Hub: one Q-Former that turns pictures and texts into rows a language model can read, each guided by the other."""
+"""The Multi-Modal Hub: one Q-Former by which pictures and texts guide each other into rows for a language model."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
@@ -60,7 +62,8 @@ class MHub(nn.Module):
     Queries have no positions; those of the text begin at 0.
 
     Example:
-        >>> hub = MHub(MHubConfig(vision_width=24, lm_width=40, queries=5, hidden=32, layers=2, heads=4, intermediate=64, vocabulary=50))
+        >>> sizes = dict(queries=5, hidden=32, layers=2, heads=4, intermediate=64, vocabulary=50)
+        >>> hub = MHub(MHubConfig(vision_width=24, lm_width=40, **sizes))
         >>> words, picture = torch.ones(2, 7, dtype=torch.long), torch.zeros(2, 11, 24)
         >>> hub(words, torch.ones(2, 7), picture, mode="VT->T").shape, hub(vision=picture, mode="V").shape
         (torch.Size([2, 7, 32]), torch.Size([2, 5, 32]))
@@ -116,25 +119,15 @@ class MHub(nn.Module):
             raise ValueError(f"mode {mode} reads a picture, but vision was not given")
         if "T" in given and ids is not None and ids.shape[1] > self.config.positions:
             raise ValueError(f"the text has {ids.shape[1]} tokens; the hub has positions for {self.config.positions}")
-        queries, inputs = None, {}
-        if "T" in given and ids is not None and mask is not None:
-            inputs = {"input_ids": ids, "attention_mask": mask.long()}
-        else:
-            inputs = {"input_ids": None}
-        n = 0
-        if given != "T":
-            n = self.config.queries
-            like = vision if "V" in given else ids
-            assert like is not None
-            queries = self.query_tokens.expand(len(like), -1, -1)
-            if "T" in given:
-                inputs["attention_mask"] = torch.cat([mask.new_ones(len(like), n), mask], 1).long()  # type: ignore[union-attr]
+        n = 0 if given == "T" else self.config.queries
+        pairs = len(vision if "V" in given else ids)  # type: ignore[arg-type]
         with _without_pictures(self.qformer) if given == "QT" else contextlib.nullcontext():
             out = self.qformer(
-                query_embeds=queries,
+                input_ids=ids if "T" in given else None,
+                attention_mask=F.pad(mask.long(), (n, 0), value=1) if "T" in given and mask is not None else None,
+                query_embeds=self.query_tokens.expand(pairs, -1, -1) if n else None,
                 encoder_hidden_states=self.norm(vision) if "V" in given else None,
-                encoder_attention_mask=None if vision_mask is None or "V" not in given else vision_mask.long(),
-                **inputs,
+                encoder_attention_mask=vision_mask.long() if "V" in given and vision_mask is not None else None,
             ).last_hidden_state
         if rows == "V":
             return out[:, :n]
@@ -144,7 +137,7 @@ class MHub(nn.Module):
 @contextlib.contextmanager
 def _without_pictures(qformer: InstructBlipQFormerModel) -> Iterator[None]:
     """transformers' class asks for a picture whenever there are queries; the official one leaves cross-attention out."""
-    layers = [layer for layer in qformer.encoder.layer if layer.has_cross_attention]
+    layers: list[Any] = [layer for layer in qformer.encoder.layer if layer.has_cross_attention]
     try:
         for layer in layers:
             layer.has_cross_attention = False

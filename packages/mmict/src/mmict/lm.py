@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, T5Config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mmict.checkpoints import PARTS, read_tensors
+from mmict.checkpoints import PARTS, quiet_loading, read_tensors
 
 
 def is_seq2seq(lm: Any) -> bool:
@@ -29,8 +29,8 @@ def load_lm(name: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
 
     Raises:
         ValueError: for T5 in float16, which overflows; for a checkpoint that lacks weights; or if the model's table of outputs or
-            of inputs is not the checkpoint's. transformers 5 ties the two of a T5 although FLAN-T5 has two, and whether it lets a
-            checkpoint overrule that has changed between versions. OSError: if it is not found.
+            of inputs is not the checkpoint's: transformers 5 ties the two of every T5, FLAN-T5's too, unless a checkpoint with
+            two overrules it. OSError: if it is not found.
     """
     config = AutoConfig.from_pretrained(name)
     how: dict[str, Any] = {}
@@ -41,7 +41,8 @@ def load_lm(name: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
     if dtype == torch.float16 and "t5" in config.model_type:
         raise ValueError(f"{name}: T5 overflows in float16; load it in bfloat16 or float32")
     auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    lm, info = auto.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True, **how)
+    with quiet_loading():
+        lm, info = auto.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True, **how)
     if info["missing_keys"]:
         raise ValueError(f"{name} lacks weights of the language model, such as {sorted(info['missing_keys'])[0]}")
     check_tables(lm, name, "language_model." if part else "")

@@ -1,4 +1,4 @@
-"""A frozen vision encoder and a frozen language model, joined by the Multi-Modal Hub; saved and loaded without the frozen parts."""
+"""A frozen vision encoder and a frozen language model, joined by the Multi-Modal Hub."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from papercore.lab.files import write_json
 from papercore.lab.images import Source
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmict.corpus import Corpus
-from mmict.dialogs import Dialogs, make_dialogs
+from mmict.dialogs import Dialogs, make_demonstrations, make_dialogs
 from mmict.hub import MHub, MHubConfig
 from mmict.lm import add_lora, is_seq2seq, load_lm
 from mmict.processor import Processor
@@ -71,9 +72,9 @@ class MMICTConfig:
             end-of-chunk token, or "frozen" (official: a new row that is never trained). Ours: learned.
         marks: keep the rows of the hub tokenizer's marks around a demonstration's text (official).
         reduction: of the loss: "token", the mean over all target tokens, or "dialog", of each dialog's mean (official, ragged).
-        official_padding: as the official code, give the language model also the rows of padding behind a demonstration's text, and
-            let a decoder-only one begin to answer from the padding behind the prompt: then a dialog's result depends on which
-            others share its batch. For parity only.
+        official_padding: as the official code, give the language model also the rows of padding behind a demonstration's text,
+            and let a decoder-only one begin to answer from the padding behind the prompt: then a dialog's result depends on
+            which others share its batch. For parity only.
     """
 
     demonstration: str = "vt_text"
@@ -123,9 +124,10 @@ class MMICTModel(nn.Module):
     """A multi-modal language model that learns with in-context examples.
 
     The input of the language model is, for each dialog (paper, method; order and rows from the official code),
-    ``[F_1[n:]; e; ...; F_k[n:]; e; F_{k+1}[:n]; Emb(prompt)]``: visual-guided textual features of the demonstrations, each ended by
-    the separator e, then the query's textual-guided visual features and its prompt. The loss is the cross-entropy of the query's
-    text. Only the hub, the separator and, if asked for, LoRA are trained; the encoder and the language model stay in eval mode.
+    ``[F_1[n:]; e; ...; F_k[n:]; e; F_{k+1}[:n]; Emb(prompt)]``: visual-guided textual features of the demonstrations, each ended
+    by the separator e, then the query's textual-guided visual features and its prompt. The loss is the cross-entropy of the
+    query's text. Only the hub, the separator and, if asked for, LoRA are trained; the encoder and the language model stay in eval
+    mode.
 
     Make one with :meth:`from_parts`, :meth:`from_blip2` or :meth:`from_pretrained`.
 
@@ -186,20 +188,26 @@ class MMICTModel(nn.Module):
         """Where the hub is."""
         return self.separator.device
 
-    def forward(self, dialogs: Dialogs) -> MMICTOutput:
+    def forward(self, dialogs: Dialogs, shown: Variant | None = None, asked: Variant | None = None) -> MMICTOutput:
         """The loss of a batch of dialogs; see :class:`MMICTOutput`.
+
+        Args:
+            dialogs: with labels. shown, asked: what of a demonstration and of a query enters, if not what the configuration says.
 
         Raises:
             ValueError: for dialogs without labels, or with a target of no token.
         """
         if dialogs.labels is None:
             raise ValueError("these dialogs have no labels to learn from")
-        targets = dialogs.labels != -100
+        return self.answer(self.context(dialogs, shown, asked), dialogs.labels)
+
+    def answer(self, context: Runs, labels: Tensor) -> MMICTOutput:
+        """The loss of writing ``labels`` (dialogs, tokens) after rows from :meth:`context`."""
+        targets = labels != -100
         if not targets.any(1).all():
             raise ValueError("a dialog has no target token: its text is empty")
-        context = self._rows(dialogs)
         if self.processor.causal:
-            words = dialogs.labels[targets]
+            words = labels[targets]
             embeds, mask = _lay([context, _runs(self._embedding(words), targets.sum(1))])
             labels = embeds.new_full(mask.shape, -100, dtype=torch.long)
             place = torch.arange(mask.shape[1], device=mask.device)
@@ -208,7 +216,6 @@ class MMICTModel(nn.Module):
             guessed, labels = logits[:, :-1], labels[:, 1:]
         else:
             embeds, mask = _lay([context])
-            labels = dialogs.labels
             fed = self.lm.prepare_decoder_input_ids_from_labels(labels)
             logits = guessed = self.lm(
                 inputs_embeds=embeds, attention_mask=mask.long(), decoder_input_ids=fed, use_cache=False
@@ -218,9 +225,11 @@ class MMICTModel(nn.Module):
         loss = nll.sum() / tokens.sum() if self.config.reduction == "token" else (nll / tokens).mean()
         return MMICTOutput(loss, logits, nll, tokens)
 
-    def _rows(self, dialogs: Dialogs) -> Runs:
-        """All rows that enter the language model, one dialog after the other."""
-        shown, asked, query = VARIANTS[self.config.demonstration], GUIDED if self.config.guided else PLAIN, dialogs.query
+    def context(self, dialogs: Dialogs, shown: Variant | None = None, asked: Variant | None = None) -> Runs:
+        """All rows that enter the language model, one dialog after the other; ``shown`` and ``asked`` as in :meth:`forward`."""
+        shown = shown or VARIANTS[self.config.demonstration]
+        asked = asked or (GUIDED if self.config.guided else PLAIN)
+        query = dialogs.query
         if shown == VARIANTS["none"] and not query.all():
             raise ValueError("demonstration is 'none', but there are demonstrations: ask for k = 0")
         n, text, raw = self.hub.config.queries, dialogs.hub_ids.shape[1], dialogs.lm_ids.shape[1]
@@ -243,21 +252,22 @@ class MMICTModel(nn.Module):
             1,
         )
         of_hub = taken[:, : n + text]
-        rows = self.hub.proj(self._hub(dialogs, per_pair("vision"), per_pair("text"))[of_hub])
+        rows = self.hub.proj(self.encode(dialogs, per_pair("vision"), per_pair("text"))[of_hub])
         own = self._embedding(dialogs.lm_ids[taken[:, n + text : n + text + raw]])
         separators = self.separator.expand(int((~query).sum()), -1)
         column = taken.nonzero()[:, 1]  # of each row that is taken, in order
         kind = (column >= n + text).long() + (column >= n + text + raw)
         order = kind.argsort(stable=True).argsort()
         dialog = query.cumsum(0) - query.long()
-        lengths = torch.zeros(int(query.sum()), dtype=torch.long, device=query.device)
+        lengths = torch.zeros(int(dialog[-1]) + 1, dtype=torch.long, device=query.device)
         lengths = lengths.index_add(0, dialog, taken.sum(1))
         merged = torch.cat([rows, own.to(rows.dtype), separators.to(rows.dtype)])[order]
         hidden = F.pad(~dialogs.lm_mask, (n + text, 1))[taken] if self.config.official_padding else None
         return _runs(merged, lengths, hidden)
 
-    def _hub(self, dialogs: Dialogs, sees: Tensor, reads: Tensor) -> Tensor:
-        """(pairs, n + text, hidden): the hub's rows of all pairs, in one call for all with a picture and one for all without."""
+    def encode(self, dialogs: Dialogs, sees: Tensor, reads: Tensor) -> Tensor:
+        """The hub's rows of all pairs, (pairs, queries + text, hidden), in one call for all that see their picture, and one for
+        all that read their text alone. ``sees``, ``reads``: (pairs,) bool; rows that a pair's mode has not are of no meaning."""
         n, text = self.hub.config.queries, dialogs.hub_ids.shape[1]
         alone = reads & ~sees
         parts, of = [], []
@@ -291,7 +301,7 @@ class MMICTModel(nn.Module):
         """What the language model writes after each dialog. ``demonstrations`` go before all of them; ``how``: transformers'
         options of generate, by default those of the official code but for lengths: 5 beams, no sampling."""
         self.eval()
-        parts = [self._rows(dialogs)]
+        parts = [self.context(dialogs)]
         if demonstrations is not None:
             count = torch.full_like(parts[0].lengths, len(demonstrations.rows))
             parts.insert(0, Runs(demonstrations.rows.to(parts[0].rows), torch.zeros_like(count), count))
@@ -308,13 +318,7 @@ class MMICTModel(nn.Module):
     def encode_demonstrations(self, examples: Sequence[Example]) -> Demonstrations:
         """Demonstrations that :meth:`generate` can use for any number of queries."""
         self.eval()
-        corpus = self._corpus(examples)
-        with_query = make_dialogs(corpus, [0], corpus, [list(range(len(corpus)))])
-        pairs = slice(0, len(corpus))  # without the query at the end, which stands there for make_dialogs alone
-        kept = {f.name: getattr(with_query, f.name) for f in dataclasses.fields(Dialogs)}
-        for name in ("frames", "hub_ids", "hub_mask", "lm_ids", "lm_mask", "query"):
-            kept[name] = kept[name][pairs]
-        return Demonstrations(self._rows(Dialogs(**kept).to(self.device)).rows)
+        return Demonstrations(self.context(make_demonstrations(self._corpus(examples)).to(self.device)).rows)
 
     def generate(
         self,
@@ -347,7 +351,9 @@ class MMICTModel(nn.Module):
             return []
         if demonstrations is not None and not isinstance(demonstrations, Demonstrations):
             demonstrations = self.encode_demonstrations(demonstrations) if demonstrations else None
-        queries = self._corpus([Example(of, "-", q) for of, q in zip(images, questions or [""] * len(images), strict=True)])
+        queries = self._corpus(
+            [Example(of, "-", q) for of, q in zip(images, questions or [""] * len(images), strict=True)]
+        )
         found: list[str] = []
         for start in range(0, len(queries), batch_size):
             rows = range(start, min(start + batch_size, len(queries)))
@@ -428,11 +434,18 @@ class MMICTModel(nn.Module):
         Raises:
             ValueError: if some are missing, or have no place here.
         """
-        found = load_file(str(path))
+        try:
+            found = load_file(str(path))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged, or no file of weights ({error})") from None
         wanted = {name for name, _ in self.named_parameters() if self._is_kept(name)}
         if wanted != set(found):
             apart = sorted(wanted ^ set(found))
             raise ValueError(f"{path} does not fit this model: {len(apart)} names differ, such as {apart[0]}")
+        for name, value in self.named_parameters():
+            if name in found and value.shape != found[name].shape:
+                shape = tuple(found[name].shape)
+                raise ValueError(f"{path} does not fit this model: {name} is {shape}, expected {tuple(value.shape)}")
         self.load_state_dict(found, strict=False)
 
 
@@ -456,7 +469,9 @@ def _lay(parts: Sequence[Runs], left: bool = False) -> tuple[Tensor, Tensor]:
         base += len(part.rows)
     mask = (place >= 0) & (place < total[:, None])
     rows = torch.cat([part.rows.to(parts[0].rows.dtype) for part in parts])[index] * mask[:, :, None]
-    hidden = [torch.zeros_like(part.rows[:, 0], dtype=torch.bool) if part.hidden is None else part.hidden for part in parts]
+    hidden = [
+        torch.zeros_like(part.rows[:, 0], dtype=torch.bool) if part.hidden is None else part.hidden for part in parts
+    ]
     return rows, mask & ~torch.cat(hidden)[index]
 
 

@@ -96,7 +96,13 @@ def plot_dialogs(
             shown = mark + textwrap.shorten(text, 76, placeholder=" …")
             place = (CELL * (most + 1) + 0.1, top + 0.05 + LINE * (number + 0.5))
             panel.text(*place, name, fontsize=8, color="0.4", va="center", parse_math=False)
-            said_at = {"fontsize": 8, "color": colour, "va": "center", "parse_math": False, "linespacing": 1.15}
+            said_at: dict[str, Any] = {
+                "fontsize": 8,
+                "color": colour,
+                "va": "center",
+                "parse_math": False,
+                "linespacing": 1.15,
+            }
             panel.text(place[0] + 0.9, place[1], textwrap.fill(shown, 40), **said_at)
     _save(figure, path, dpi=130)
 
@@ -116,7 +122,14 @@ def _pair(panel: Any, left: float, top: float, picture: Picture, text: str, colo
         across, down = scale * wide / 2, scale * tall / 2
         panel.imshow(frame, extent=(x - across, x + across, y + down, y - down), aspect="auto", interpolation="nearest")
     lines = "\n".join(textwrap.wrap(textwrap.shorten(text, 64, placeholder=" …"), 23))
-    below = {"fontsize": 7, "ha": "center", "va": "top", "color": colour, "parse_math": False, "linespacing": 1.15}
+    below: dict[str, Any] = {
+        "fontsize": 7,
+        "ha": "center",
+        "va": "top",
+        "color": colour,
+        "parse_math": False,
+        "linespacing": 1.15,
+    }
     panel.text(middle, top + 0.12 + room, lines, **below)
 
 

@@ -146,7 +146,7 @@ def read_vqa(
         given = answers[str(row["question_id"])]
         for answer in given:
             _need(answer, "answer")
-        name = f"{str(row['image_id']):0>12}.jpg"
+        name = f"{row['image_id']!s:0>12}.jpg"
         file = prefix + name if (root / (prefix + name)).is_file() else name
         words = [answer["answer"] for answer in given]
         return [_answer([file], row["question"], words, id=str(row["question_id"]))]

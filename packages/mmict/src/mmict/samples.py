@@ -101,7 +101,10 @@ class Samples:
         for name, group, demos in zip(self.ids, self.groups, self.demos or [()] * len(self), strict=True):
             for demo in demos:
                 if demo not in groups:
-                    raise ValueError(f"sample {name!r}: its demonstration {demo!r} is not among the training samples")
+                    raise ValueError(
+                        f"sample {name!r}: its demonstration {demo!r} is not among the training samples; give rows a split, "
+                        "and do not cut the training samples short"
+                    )
                 if groups[demo] == group:
                     raise ValueError(
                         f"sample {name!r}: its demonstration {demo!r} is of the same group {group!r} and would give the "

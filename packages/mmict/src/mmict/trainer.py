@@ -44,7 +44,9 @@ class MMICTTrainingConfig(TrainingArguments):
     )
     k: int = flag("demonstrations for each query, 0 to 8 (official: not known)", 2)
     vary_k: bool = flag("draw 0 to k for each batch, so that one model serves all", False)
-    sampler: str = flag("demonstrations: random, or neighbours: visual, text (of questions), mixed (official: not known)", "random")
+    sampler: str = flag(
+        "demonstrations: random, or neighbours: visual, text (of questions), mixed (official: not known)", "random"
+    )
     reduction: str = flag("loss: mean over all target tokens (token), or of each dialog's mean (dialog)", "token")
     lora_rank: int = flag("adapt the language model by LoRA of this rank; 0: keep it frozen (paper)", 0)
     augment: bool = flag("random crops and flips (official); features are then encoded anew in each step", False)
@@ -52,14 +54,18 @@ class MMICTTrainingConfig(TrainingArguments):
     learning_rate: float = flag("peak (official: 1e-5)", 1e-5)
     weight_decay: float = flag("of matrices (official: 0.05)", 0.05)
     num_train_epochs: float = flag("passes over the data (official: 5)", 5.0)
-    per_device_train_batch_size: int = flag("queries in a step; their demonstrations come on top (official: 48 pictures in all)", 16)
+    per_device_train_batch_size: int = flag(
+        "queries in a step; their demonstrations come on top (official: 48 pictures in all)", 16
+    )
     warmup_steps: float = flag("of linear warm-up (official: 1000), or a share of all steps below 1", 1000)
     lr_scheduler_type: str = flag("after it (official: cosine by whole epochs)", "cosine")
     max_grad_norm: float = flag("clip gradients to this norm; 0: never (official)", 0.0)
     seed: int = flag("of all that is random (official: 42)", 42)
-    logging_steps: float = 20
-    save_total_limit: int | None = 1
-    report_to: str | list[str] | None = "none"
+    eval_strategy: str = flag("validation loss: no, steps or epoch; of the first test set", "no")
+    save_strategy: str = flag("checkpoints to resume from: no, steps or epoch", "epoch")
+    logging_steps: float = flag("steps between logs, or their share of all", 0.02)
+    save_total_limit: int | None = flag("checkpoints to keep", 1)
+    report_to: str = flag("where to log: tensorboard, wandb, ... or none", "none")
 
     def __post_init__(self) -> None:
         if self.arm not in ARMS:
@@ -98,13 +104,15 @@ class Rows(Dataset[Any]):
 class MMICTTrainer(ModuleTrainer):
     """The transformers Trainer for :class:`mmict.MMICTModel`.
 
-    Demonstrations are drawn anew in each epoch, from the seed, the epoch and the query alone; the prompt of a caption anew in each
-    step. A resumed run draws the same.
+    Demonstrations are drawn anew in each epoch, from the seed, the epoch and the query alone; the prompt of a caption anew in
+    each step. A resumed run draws the same.
 
     Args:
         model, args: as the Trainer's. corpus: what to learn from; also the pool of demonstrations. sampler: draws them.
         validation: what eval_loss is measured on, with demonstrations from the same pool.
     """
+
+    args: MMICTTrainingConfig
 
     def __init__(
         self, *, model: MMICTModel, args: MMICTTrainingConfig, corpus: Corpus, sampler: DemonstrationSampler,
@@ -133,7 +141,8 @@ class MMICTTrainer(ModuleTrainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """The mean negative log-likelihood of a token, on the validation samples."""
-        corpus: Corpus = eval_dataset or self.validation
+        corpus = eval_dataset or self.validation
+        assert isinstance(corpus, Corpus)
         self.model.eval()
         rows = list(range(len(corpus)))
         shown = corpus.demonstrations(rows, self.sampler, self.corpus, self.args.shown)
@@ -141,7 +150,9 @@ class MMICTTrainer(ModuleTrainer):
         size = self.args.per_device_eval_batch_size
         with torch.no_grad():
             for part in (rows[start : start + size] for start in range(0, len(rows), size)):
-                found = self.model(make_dialogs(corpus, part, self.corpus, [shown[i] for i in part]).to(self.args.device))
+                found = self.model(
+                    make_dialogs(corpus, part, self.corpus, [shown[i] for i in part]).to(self.args.device)
+                )
                 nll, tokens = nll + float(found.nll.sum()), tokens + float(found.tokens.sum())
         metrics = {f"{metric_key_prefix}_loss": nll / tokens}
         self.log(metrics)

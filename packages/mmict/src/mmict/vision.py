@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, Blip2VisionModel, InstructBlipVisionModel
 from transformers.image_processing_base import ImageProcessingMixin
 
-from mmict.checkpoints import PARTS
+from mmict.checkpoints import PARTS, quiet_loading
 
 Triple = tuple[float, float, float]
 MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
@@ -166,7 +166,7 @@ def fingerprint(module: nn.Module) -> str:
     """
     found = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        if ".lora_" in name:
+        if ".lora_" in name or "pooler" in name:  # a pooler is not used, and new in each load where a file has none
             continue
         values = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // SAMPLE)]
         found.update(f"{name.replace('.base_layer.', '.')} {tuple(tensor.shape)}".encode())
@@ -181,7 +181,8 @@ def _transformers(name: str) -> tuple[nn.Module, list[str]]:
     how: dict[str, Any] = {}
     if config.model_type in PARTS:
         how = {"config": config.vision_config, "key_mapping": {r"^vision_model\.": ""}}
-    model, info = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **how)
+    with quiet_loading():
+        model, info = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **how)
     if config.model_type in PARTS:
         model.post_layernorm = nn.Identity()
     network: nn.Module = getattr(model, "vision_model", model)
