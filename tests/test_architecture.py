@@ -23,6 +23,8 @@ PUBLIC = {
     "SyntheticWords word_accuracy DSANConfig DSANTrainer",
     "iqa_distill": "RKIQT RKIQTOutput NARTeacher TeacherOutput AttentionPanel MaskedQualityDistillation "
     "InductiveBiasRegularization Involution IQAConfig IQATrainer load_metric srcc krcc plcc fit_logistic",
+    "mmict": "MHub MHubConfig MMICTModel MMICTConfig Example Demonstrations DemonstrationSampler MMICTTrainer "
+    "MMICTTrainingConfig bleu rouge_l cider_d vqa_accuracy",
     "papercore.ops": "sinkhorn sinkhorn_cost sinkhorn_divergence pairwise_lp balanced_assignment gather_features pick_device "
     "autocast_dtype peak_memory seed_everything info_nce MemoryBank",
 }

@@ -22,6 +22,7 @@ SCRIPTS = {
     "softclip-train": "softclip.open_clip_run",
     "dsan": "dsan.cli",
     "iqa-distill": "iqa_distill.cli",
+    "mmict": "mmict.cli",
 }
 
 

@@ -16,6 +16,7 @@ FIRST_COMMANDS = {  # cut short
     "softclip": (["softclip", "train", "--max_steps", "3"], "soft_re"),
     "dsan": (["dsan", "train", "--max_steps", "3", "--max_test", "50"], "50 test words"),
     "iqa-distill": (["iqa-distill", "train", "--max_steps", "3"], "50 test images"),
+    "mmict": (["mmict", "train", "--max_steps", "3", "--max_test", "24"], "24 test samples"),
     "peg": (["peg", "train", "--max_steps", "3"], "nDCG@10"),
 }
 

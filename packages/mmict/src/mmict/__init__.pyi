@@ -1,3 +1,4 @@
+from .corpus import Example as Example
 from .demonstrations import DemonstrationSampler as DemonstrationSampler
 from .hub import MHub as MHub
 from .hub import MHubConfig as MHubConfig
@@ -6,7 +7,6 @@ from .metrics import cider_d as cider_d
 from .metrics import rouge_l as rouge_l
 from .metrics import vqa_accuracy as vqa_accuracy
 from .model import Demonstrations as Demonstrations
-from .model import Example as Example
 from .model import MMICTConfig as MMICTConfig
 from .model import MMICTModel as MMICTModel
 from .trainer import MMICTTrainer as MMICTTrainer

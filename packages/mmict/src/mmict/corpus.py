@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from papercore.lab.images import Source
 from torch import Tensor
 
 from mmict.demonstrations import SAMPLERS, DemonstrationSampler
@@ -16,8 +19,10 @@ from mmict.features import encode
 from mmict.processor import Processor
 from mmict.samples import Samples
 from mmict.texts import demonstration_text, prompt
+from mmict.vision import VisionEncoder
 
 Pictures = Callable[[Tensor], Tensor]
+Images = Source | Sequence[Source]  # a picture, or the frames of a video
 
 
 class Corpus:
@@ -76,19 +81,33 @@ class Corpus:
         return {name: row for row, name in enumerate(self.samples.ids)}
 
 
-def prepare(model: Any, samples: Samples, cache: str | Path | None = None, *, augmented: bool = False) -> Corpus:
-    """Samples for a model: every image is encoded once and its features are kept in ``cache`` (None: in memory).
+@dataclass
+class Example:
+    """A demonstration: its picture (or the frames of its video), the text, and the question that the text answers, if any."""
 
-    Args:
-        augmented: give pixels of random crops instead, drawn by torch's global generator; features serve only to find neighbours.
-    """
+    images: Images
+    text: str
+    question: str = ""
+
+
+def corpus_of(examples: Sequence[Example], processor: Processor, vision: VisionEncoder) -> Corpus:
+    """Examples as samples, each of a group of its own; their pictures are pixels."""
+    images: list[Any] = []
+    frames = []
+    for example in examples:
+        own = list(example.images) if isinstance(example.images, list | tuple) else [example.images]
+        frames.append(tuple(range(len(images), len(images) + len(own))))
+        images += own
+    names = [str(i) for i in range(len(examples))]
+    texts, questions = [example.text for example in examples], [example.question for example in examples]
+    samples = Samples(images, frames, texts, questions, names, names, [[text] for text in texts])
+    return Corpus(samples, processor, lambda rows: vision.pixels([samples.open(i) for i in rows.tolist()]))
+
+
+def prepare(model: Any, samples: Samples, cache: str | Path | None = None) -> Corpus:
+    """Samples for a model: every image is encoded once and its features are kept in ``cache`` (None: in memory)."""
     features = encode(model.vision, samples, cache, device=model.device)
-
-    def crops(rows: Tensor) -> Tensor:
-        seed = int(torch.randint(2**62, ()))
-        return model.vision.augmented([samples.open(i) for i in rows.tolist()], torch.Generator().manual_seed(seed))
-
-    corpus = Corpus(samples, model.processor, crops if augmented else features.__getitem__)
+    corpus = Corpus(samples, model.processor, features.__getitem__)
     pooled = features.pooled()
     corpus.visual = torch.stack([pooled[list(frames)].mean(0) for frames in samples.frames])
     if any(samples.questions):
@@ -96,6 +115,19 @@ def prepare(model: Any, samples: Samples, cache: str | Path | None = None, *, au
         tokens = model.processor.lm(samples.questions)
         corpus.text = torch.stack([F.normalize(table[ids], dim=1).mean(0) for ids in tokens])
     return corpus
+
+
+def augmented(corpus: Corpus, vision: VisionEncoder) -> Corpus:
+    """The same samples, but their pictures are pixels of random crops, drawn by torch's global generator."""
+
+    def crops(rows: Tensor) -> Tensor:
+        seed = int(torch.randint(2**62, ()))
+        opened = [corpus.samples.open(i) for i in rows.tolist()]
+        return vision.augmented(opened, torch.Generator().manual_seed(seed))
+
+    found = copy.copy(corpus)
+    found.pictures = crops
+    return found
 
 
 def new_sampler(pool: Corpus, sampler: str = "random", k: int = 2, seed: int = 0) -> DemonstrationSampler:

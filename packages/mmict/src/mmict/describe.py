@@ -17,8 +17,9 @@ from papercore.lab.report import console, print_table
 from papercore.ops import pick_device
 from PIL import Image
 
+from mmict.corpus import Example
 from mmict.demonstrations import MOST
-from mmict.model import Example, MMICTModel
+from mmict.model import MMICTModel
 from mmict.readers import read_jsonl
 
 

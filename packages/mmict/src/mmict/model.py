@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +9,15 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from papercore.lab.files import write_json
-from papercore.lab.images import Source
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmict.corpus import Corpus
+from mmict.corpus import Example, Images, corpus_of
 from mmict.dialogs import Dialogs, make_demonstrations, make_dialogs
-from mmict.hub import MHub, MHubConfig
-from mmict.lm import add_lora, is_seq2seq, load_lm
+from mmict.hub import MHub
+from mmict.lm import is_seq2seq
 from mmict.processor import Processor
-from mmict.samples import Samples
-from mmict.vision import VisionEncoder, fingerprint, load_vision
+from mmict.saving import load_parts, load_trained, save
+from mmict.vision import VisionEncoder
 
 
 class Runs(NamedTuple):
@@ -105,15 +98,6 @@ class MMICTOutput(NamedTuple):
 
 
 @dataclass
-class Example:
-    """A demonstration: its picture (or the frames of its video), the text, and the question that the text answers, if any."""
-
-    images: Source | Sequence[Source]
-    text: str
-    question: str = ""
-
-
-@dataclass
 class Demonstrations:
     """Encoded demonstrations, (rows, lm_width): they do not depend on the query, so any number of queries can share them."""
 
@@ -158,8 +142,9 @@ class MMICTModel(nn.Module):
         own = processor.lm_tokenizer.get_vocab().get("<|endofchunk|>")
         start = table.float().mean(0) if own is None else table[own].float()
         self.separator = nn.Parameter(start.detach().clone()[None], requires_grad=self.config.separator == "learned")
-        for part in (vision, lm):
-            part.eval()
+        if not hasattr(lm, "peft_config"):
+            lm.requires_grad_(False)
+        lm.eval()
 
     @classmethod
     def from_parts(
@@ -169,11 +154,13 @@ class MMICTModel(nn.Module):
         return cls(vision, hub, lm, processor, config)
 
     @classmethod
-    def from_blip2(cls, name: str, *, bert: str | None = None, config: MMICTConfig | None = None) -> MMICTModel:
+    def from_blip2(
+        cls, name: str, *, bert: str | None = None, config: MMICTConfig | None = None, dtype: torch.dtype | None = None
+    ) -> MMICTModel:
         """Everything from a BLIP-2 or InstructBLIP checkpoint of transformers; see :func:`mmict.blip2.from_blip2`."""
         from mmict.blip2 import from_blip2
 
-        vision, hub, lm, hub_tokenizer, lm_tokenizer = from_blip2(name, bert=bert)
+        vision, hub, lm, hub_tokenizer, lm_tokenizer = from_blip2(name, bert=bert, dtype=dtype)
         return cls(vision, hub, lm, Processor(hub_tokenizer, lm_tokenizer, causal=not is_seq2seq(lm)), config)
 
     def train(self, mode: bool = True) -> MMICTModel:
@@ -208,14 +195,14 @@ class MMICTModel(nn.Module):
             raise ValueError("a dialog has no target token: its text is empty")
         if self.processor.causal:
             words = labels[targets]
-            embeds, mask = _lay([context, _runs(self._embedding(words), targets.sum(1))])
+            embeds, mask = _lay([context, _runs(self._embedding(words), targets.sum(1))], self.lm.dtype)
             labels = embeds.new_full(mask.shape, -100, dtype=torch.long)
             place = torch.arange(mask.shape[1], device=mask.device)
             labels[mask & (place >= context.lengths[:, None])] = words
             logits = self.lm(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False).logits
             guessed, labels = logits[:, :-1], labels[:, 1:]
         else:
-            embeds, mask = _lay([context])
+            embeds, mask = _lay([context], self.lm.dtype)
             fed = self.lm.prepare_decoder_input_ids_from_labels(labels)
             logits = guessed = self.lm(
                 inputs_embeds=embeds, attention_mask=mask.long(), decoder_input_ids=fed, use_cache=False
@@ -305,7 +292,7 @@ class MMICTModel(nn.Module):
         if demonstrations is not None:
             count = torch.full_like(parts[0].lengths, len(demonstrations.rows))
             parts.insert(0, Runs(demonstrations.rows.to(parts[0].rows), torch.zeros_like(count), count))
-        embeds, mask = _lay(parts, left=self.processor.causal)
+        embeds, mask = _lay(parts, self.lm.dtype, left=self.processor.causal)
         options = {"num_beams": 5, "max_new_tokens": 30, "do_sample": False, **how}
         options["min_new_tokens"] = options.pop("min_length", 1)
         written = self.lm.generate(
@@ -318,11 +305,13 @@ class MMICTModel(nn.Module):
     def encode_demonstrations(self, examples: Sequence[Example]) -> Demonstrations:
         """Demonstrations that :meth:`generate` can use for any number of queries."""
         self.eval()
-        return Demonstrations(self.context(make_demonstrations(self._corpus(examples)).to(self.device)).rows)
+        return Demonstrations(
+            self.context(make_demonstrations(corpus_of(examples, self.processor, self.vision)).to(self.device)).rows
+        )
 
     def generate(
         self,
-        images: Sequence[Source | Sequence[Source]],
+        images: Sequence[Images],
         questions: Sequence[str] | None = None,
         *,
         demonstrations: Sequence[Example] | Demonstrations | None = None,
@@ -351,9 +340,8 @@ class MMICTModel(nn.Module):
             return []
         if demonstrations is not None and not isinstance(demonstrations, Demonstrations):
             demonstrations = self.encode_demonstrations(demonstrations) if demonstrations else None
-        queries = self._corpus(
-            [Example(of, "-", q) for of, q in zip(images, questions or [""] * len(images), strict=True)]
-        )
+        asked = zip(images, questions or [""] * len(images), strict=True)
+        queries = corpus_of([Example(of, "-", question) for of, question in asked], self.processor, self.vision)
         found: list[str] = []
         for start in range(0, len(queries), batch_size):
             rows = range(start, min(start + batch_size, len(queries)))
@@ -361,47 +349,10 @@ class MMICTModel(nn.Module):
             found += self.generate_dialogs(dialogs.to(self.device), demonstrations, **how)
         return found
 
-    def _corpus(self, examples: Sequence[Example]) -> Corpus:
-        images: list[Any] = []
-        frames = []
-        for example in examples:
-            own = list(example.images) if isinstance(example.images, list | tuple) else [example.images]
-            frames.append(tuple(range(len(images), len(images) + len(own))))
-            images += own
-        names = [str(i) for i in range(len(examples))]
-        texts = [example.text for example in examples]
-        questions = [example.question for example in examples]
-        samples = Samples(images, frames, texts, questions, names, names, [[text] for text in texts])
-        return Corpus(
-            samples, self.processor, lambda rows: self.vision.pixels([samples.open(i) for i in rows.tolist()])
-        )
-
     def save_pretrained(self, folder: str | Path) -> None:
         """What was trained (model.safetensors), the tokenizers, and config.json, which names the frozen parts and their
         fingerprints. Local parts are named relative to ``folder``."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        trained = {name: value.detach().contiguous() for name, value in self.named_parameters() if self._is_kept(name)}
-        save_file(trained, str(folder / "model.safetensors"), {"format": "pt"})
-        self.processor.save_pretrained(folder)
-        base = self.lm.get_base_model() if hasattr(self.lm, "peft_config") else self.lm
-        write_json(
-            folder / "config.json",
-            {
-                "mmict": dataclasses.asdict(self.config),
-                "hub": dataclasses.asdict(self.hub.config),
-                "vision": {**self.vision.record(), "name": _relative(self.vision.source, folder)},
-                "lm": {
-                    "name": _relative(base.name_or_path, folder),
-                    "dtype": str(base.dtype).removeprefix("torch."),
-                    "lora": _lora(self.lm),
-                },
-                "fingerprints": {"vision": fingerprint(self.vision.network), "lm": fingerprint(base)},
-            },
-        )
-
-    def _is_kept(self, name: str) -> bool:
-        return name == "separator" or name.startswith("hub.") or ".lora_" in name
+        save(self, Path(folder))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **changes: Any) -> MMICTModel:
@@ -410,43 +361,10 @@ class MMICTModel(nn.Module):
         Raises:
             ValueError: if the folder is no checkpoint, lacks weights, or a frozen part is not the one it was trained with.
         """
-        folder = Path(folder)
-        if not (folder / "config.json").exists():
-            raise ValueError(f"{folder}: no config.json there; a checkpoint is a folder that `mmict train` wrote")
-        record = json.loads((folder / "config.json").read_text())
-        if "mmict" not in record:
-            raise ValueError(f"{folder} is no checkpoint of mmict: its config.json has no entry 'mmict'")
-        vision = load_vision(**{**record["vision"], "name": _found(record["vision"]["name"], folder)})
-        lm = load_lm(_found(record["lm"]["name"], folder), dtype=getattr(torch, record["lm"]["dtype"]))
-        for part, module in (("vision", vision.network), ("lm", lm)):
-            if fingerprint(module) != record["fingerprints"][part]:
-                raise ValueError(f"{folder}: {record[part]['name']} is not the {part} that it was trained with")
-        if record["lm"]["lora"]:
-            lm = add_lora(lm, **record["lm"]["lora"])
-        config = MMICTConfig(**{**record["mmict"], **changes})
-        model = cls(vision, MHub(MHubConfig(**record["hub"])), lm, Processor.from_pretrained(folder), config)
-        model.load_trained(folder / "model.safetensors")
+        record, vision, lm, hub, processor = load_parts(Path(folder))
+        model = cls(vision, hub, lm, processor, MMICTConfig(**{**record, **changes}))
+        load_trained(model, Path(folder) / "model.safetensors")
         return model.eval()
-
-    def load_trained(self, path: str | Path) -> None:
-        """The weights of a checkpoint's model.safetensors.
-
-        Raises:
-            ValueError: if some are missing, or have no place here.
-        """
-        try:
-            found = load_file(str(path))
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged, or no file of weights ({error})") from None
-        wanted = {name for name, _ in self.named_parameters() if self._is_kept(name)}
-        if wanted != set(found):
-            apart = sorted(wanted ^ set(found))
-            raise ValueError(f"{path} does not fit this model: {len(apart)} names differ, such as {apart[0]}")
-        for name, value in self.named_parameters():
-            if name in found and value.shape != found[name].shape:
-                shape = tuple(found[name].shape)
-                raise ValueError(f"{path} does not fit this model: {name} is {shape}, expected {tuple(value.shape)}")
-        self.load_state_dict(found, strict=False)
 
 
 def _runs(rows: Tensor, lengths: Tensor, hidden: Tensor | None = None) -> Runs:
@@ -454,7 +372,7 @@ def _runs(rows: Tensor, lengths: Tensor, hidden: Tensor | None = None) -> Runs:
     return Runs(rows, lengths.cumsum(0) - lengths, lengths, hidden)
 
 
-def _lay(parts: Sequence[Runs], left: bool = False) -> tuple[Tensor, Tensor]:
+def _lay(parts: Sequence[Runs], dtype: torch.dtype, left: bool = False) -> tuple[Tensor, Tensor]:
     """The runs of each dialog one after the other, (dialogs, longest, width), padded on one side; and what may be attended to."""
     lengths = torch.stack([part.lengths for part in parts])
     total, before = lengths.sum(0), lengths.cumsum(0) - lengths
@@ -468,7 +386,7 @@ def _lay(parts: Sequence[Runs], left: bool = False) -> tuple[Tensor, Tensor]:
         index = torch.where(inside, base + part.starts[:, None] + local, index)
         base += len(part.rows)
     mask = (place >= 0) & (place < total[:, None])
-    rows = torch.cat([part.rows.to(parts[0].rows.dtype) for part in parts])[index] * mask[:, :, None]
+    rows = torch.cat([part.rows.to(dtype) for part in parts])[index] * mask[:, :, None]
     hidden = [
         torch.zeros_like(part.rows[:, 0], dtype=torch.bool) if part.hidden is None else part.hidden for part in parts
     ]
@@ -477,18 +395,3 @@ def _lay(parts: Sequence[Runs], left: bool = False) -> tuple[Tensor, Tensor]:
 
 def _marks(ids: Tensor, special: Sequence[int]) -> Tensor:
     return torch.isin(ids, torch.tensor(list(special), device=ids.device))
-
-
-def _relative(name: str, folder: Path) -> str:
-    return os.path.relpath(name, folder) if Path(name).exists() else name
-
-
-def _found(name: str, folder: Path) -> str:
-    return str(folder / name) if (folder / name).exists() else name
-
-
-def _lora(lm: Any) -> dict[str, Any] | None:
-    if not hasattr(lm, "peft_config"):
-        return None
-    config = lm.peft_config["default"]
-    return {"rank": config.r, "alpha": config.lora_alpha, "targets": sorted(config.target_modules)}

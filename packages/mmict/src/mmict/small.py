@@ -7,6 +7,8 @@ samples alone. The language model sees their texts, as any language model has se
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from papercore.lab.files import write_json
-from papercore.lab.training import ModuleTrainer, resumable
+from papercore.lab.training import resumable
 from papercore.ops import seed_everything
 from PIL import Image
 from safetensors.torch import save_file
@@ -42,7 +44,7 @@ from mmict.model import PLAIN, VARIANTS, MMICTModel, Variant
 from mmict.processor import Processor
 from mmict.samples import Samples
 from mmict.texts import IMAGE_PROMPTS, QUESTION, VIDEO_PROMPTS, demonstration_text, prompt
-from mmict.trainer import MMICTTrainingConfig, Rows
+from mmict.trainer import MMICTTrainingConfig, PartTrainer, Rows
 from mmict.vision import MEAN, STD, load_vision
 
 PAD, END, UNKNOWN, CHUNK, START, STOP = SPECIAL = ("<pad>", "</s>", "<unk>", "<|endofchunk|>", "[CLS]", "[SEP]")
@@ -52,7 +54,7 @@ PAD, END, UNKNOWN, CHUNK, START, STOP = SPECIAL = ("<pad>", "</s>", "<unk>", "<|
 class SmallOptions:
     """Sizes and lengths. steps: of the encoder, the language model and the hub; queries, layers and width: of the hub."""
 
-    steps: tuple[int, int, int] = (600, 700, 500)
+    steps: tuple[int, ...] = (600, 700, 500)
     image_size: int = 48
     patch: int = 8
     vision_width: int = 96
@@ -63,6 +65,19 @@ class SmallOptions:
     seed: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What parts were made of, as a hash: else a language model might be used that has read what is test data now."""
+
+    texts: str
+
+    @classmethod
+    def of(cls, samples: Samples, texts: Sequence[str]) -> Origin:
+        """Of these samples, by their ids and texts, and more texts."""
+        read = json.dumps([samples.ids, samples.questions, samples.texts, list(texts)])
+        return cls(hashlib.sha256(read.encode()).hexdigest()[:16])
+
+
 def small_model(
     folder: Path, samples: Samples, texts: Sequence[str] = (), options: SmallOptions | None = None
 ) -> MMICTModel:
@@ -70,8 +85,12 @@ def small_model(
 
     Args:
         samples: to train on. texts: more texts for the language model.
+
+    Raises:
+        ValueError: for parts in ``folder`` that were made of other samples or texts, or with other options.
     """
     options = options or SmallOptions()
+    resumable(folder, options, Origin.of(samples, texts))
     if not (folder / "vision" / "config.json").exists():
         _train_vision(folder, samples, options)
     if not (folder / "lm" / "config.json").exists():
@@ -217,7 +236,8 @@ class Completing(Stage):
         random = Random(int(torch.randint(2**62, (), generator=generator)))
         before: list[list[int]] = []
         for row in rows.tolist():
-            chunks = random.sample(list(self.related[row]), random.randint(0, 4)) if random.random() < 0.5 else []
+            related = list(self.related[row])
+            chunks = random.sample(related, min(random.randint(0, 4), len(related))) if random.random() < 0.5 else []
             before.append([token for other in chunks for token in [*self.shown[other], self.chunk]])
         kept = [" ".join(word for word in self.hints[row] if random.random() < 0.4) for row in rows.tolist()]
         asked = [prompt(self.questions[row], False, random.randrange(len(IMAGE_PROMPTS))) for row in rows.tolist()]
@@ -261,7 +281,7 @@ class WarmUp(Stage):
         return torch.stack(list(terms.values())).sum(), terms
 
 
-class StageTrainer(ModuleTrainer):
+class StageTrainer(PartTrainer):
     """The engine for a :class:`Stage`."""
 
     def compute_loss(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from papercore.lab.cli import flag
 from papercore.lab.files import write_json
 from papercore.lab.report import console, print_table
@@ -32,7 +34,7 @@ from mmict.vision import load_vision
 SMALL: dict[str, Any] = {
     "max_steps": 200, "per_device_train_batch_size": 24, "learning_rate": 1e-3, "warmup_steps": 0.1, "max_grad_norm": 1.0,
 }  # fmt: skip
-STAGES = SmallOptions(steps=(200, 300, 200))
+STAGES = SmallOptions(steps=(500, 300, 200))
 SIDE_BY_SIDE = ("ft", "ict", "mmict")
 SHOWN = 6  # queries in the picture
 
@@ -63,12 +65,24 @@ class ModelOptions:
             raise ValueError("give --init, or --vision and --lm, not both")
 
 
-def new_model(options: ModelOptions, splits: Splits, folder: Path, config: MMICTConfig) -> MMICTModel:
-    """What :class:`ModelOptions` says, joined as ``config`` says. What is made from samples is made once, in ``folder``."""
+def new_model(
+    options: ModelOptions,
+    splits: Splits,
+    folder: Path,
+    config: MMICTConfig,
+    stages: SmallOptions = STAGES,
+    dtype: torch.dtype | None = None,
+) -> MMICTModel:
+    """What :class:`ModelOptions` says, joined as ``config`` says.
+
+    Args:
+        folder, stages: what is made from samples is made there, once, and in how many steps.
+        dtype: of a language model that is loaded; None: float32.
+    """
     changes = dataclasses.asdict(config)
     lm: Any
     if options.vision is not None and options.lm is not None:
-        vision, lm = load_vision(options.vision), load_lm(options.lm)
+        vision, lm = load_vision(options.vision), load_lm(options.lm, dtype)
         own = AutoTokenizer.from_pretrained(options.lm)
         hub_tokenizer = AutoTokenizer.from_pretrained(options.hub_tokenizer or options.lm)
         shape = MHubConfig(
@@ -77,11 +91,11 @@ def new_model(options: ModelOptions, splits: Splits, folder: Path, config: MMICT
         )  # fmt: skip
         return MMICTModel(vision, MHub(shape), lm, Processor(hub_tokenizer, own, causal=not is_seq2seq(lm)), config)
     if options.init in (None, "small"):
-        small_model(folder / "small", splits.train, options=STAGES)
+        small_model(folder / "small", splits.train, options=stages)
         return MMICTModel.from_pretrained(folder / "small" / "warm", **changes)
     if (Path(options.init) / "config.json").exists() and "mmict" in (Path(options.init) / "config.json").read_text():
         return MMICTModel.from_pretrained(options.init, **changes)
-    return MMICTModel.from_blip2(options.init, bert=options.bert, config=config)
+    return MMICTModel.from_blip2(options.init, bert=options.bert, config=config, dtype=dtype)
 
 
 def fit(
@@ -93,11 +107,10 @@ def fit(
     seed_everything(config.seed)
     if config.lora_rank and not hasattr(model.lm, "peft_config"):
         model.lm = add_lora(model.lm, config.lora_rank, 2 * config.lora_rank)
-    if config.gradient_checkpointing:
+    if config.activation_checkpointing:  # --gradient_checkpointing sets it too
         checkpoint_layers(model.lm)
-        config = dataclasses.replace(
-            config, gradient_checkpointing=False
-        )  # the engine's own needs a model of transformers
+        config = copy.copy(config)  # the engine's own needs a model of transformers
+        config.activation_checkpointing = config.gradient_checkpointing = False
     trainer = MMICTTrainer(
         model=model, args=config, corpus=corpus, validation=validation,
         sampler=new_sampler(corpus, config.sampler, config.k, config.seed),
@@ -126,6 +139,8 @@ def train(data: DataOptions, options: ModelOptions, config: MMICTTrainingConfig)
     config.output_dir = config.output_dir or f"runs/mmict-{name_of(data.data)}"
     folder = Path(config.output_dir)
     splits = load_samples(data)
+    most = config.max_steps if config.max_steps > 0 else max(STAGES.steps)  # a run cut short is short in all its parts
+    stages = dataclasses.replace(STAGES, steps=tuple(min(steps, most) for steps in STAGES.steps))
     if options.init in (None, "small") and options.vision is None:
         defaults = {f.name: f.default for f in dataclasses.fields(config)}
         config = dataclasses.replace(config, **{k: v for k, v in SMALL.items() if getattr(config, k) == defaults[k]})
@@ -134,11 +149,12 @@ def train(data: DataOptions, options: ModelOptions, config: MMICTTrainingConfig)
     histories, predictions, results = {}, {}, {}
     for arm in arms:
         own = dataclasses.replace(config, arm=arm, output_dir=str(folder if arm == config.arm else folder / arm))
-        model = new_model(options, splits, folder, own.model_config()).to(pick_device())
-        corpus = prepare(model, splits.train, folder / "features.npy", augmented=config.augment)
+        dtype = torch.bfloat16 if own.bf16 else None
+        model = new_model(options, splits, folder, own.model_config(), stages, dtype).to(pick_device())
+        corpus = prepare(model, splits.train, folder / "features.npy")
         tests = {name: prepare(model, samples) for name, samples in splits.tests.items()}
         first = next(iter(tests), None)
-        console.print(f"{arm}: {', '.join(ARMS[arm][:1])} of {own.shown} demonstrations", soft_wrap=True)
+        console.print(f"{arm}: {own.shown} demonstrations ({ARMS[arm][0]})", soft_wrap=True)
         validation = tests[first] if first is not None and own.eval_strategy != "no" else None
         trainer = fit(model, corpus, own, data, options, validation=validation)
         if not trainer.is_world_process_zero():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
-from mmict.corpus import Corpus
+from mmict.corpus import Corpus, augmented
 from mmict.demonstrations import SAMPLERS, DemonstrationSampler
 from mmict.dialogs import make_dialogs
 from mmict.model import MMICTConfig, MMICTModel
@@ -101,7 +101,15 @@ class Rows(Dataset[Any]):
         return {"rows": torch.tensor(rows)}
 
 
-class MMICTTrainer(ModuleTrainer):
+class PartTrainer(ModuleTrainer):
+    """The engine for a model whose checkpoints are what it trains, without its frozen parts."""
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """The engine would miss the frozen parts."""
+        assert not load_result.unexpected_keys, load_result.unexpected_keys
+
+
+class MMICTTrainer(PartTrainer):
     """The transformers Trainer for :class:`mmict.MMICTModel`.
 
     Demonstrations are drawn anew in each epoch, from the seed, the epoch and the query alone; the prompt of a caption anew in
@@ -119,7 +127,9 @@ class MMICTTrainer(ModuleTrainer):
         validation: Corpus | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         self.corpus, self.sampler, self.validation = corpus, sampler, validation
-        super().__init__(model=model, args=args, train_dataset=Rows(len(corpus)), **kwargs)
+        self.views = augmented(corpus, model.vision) if args.augment else corpus
+        judged = None if validation is None else Rows(len(validation))
+        super().__init__(model=model, args=args, train_dataset=Rows(len(corpus)), eval_dataset=judged, **kwargs)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -133,7 +143,7 @@ class MMICTTrainer(ModuleTrainer):
         shown = self.corpus.demonstrations(rows, self.sampler, self.corpus, k, int(self.state.epoch or 0))
         with torch.random.fork_rng(devices=[]):  # for crops
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            dialogs = make_dialogs(self.corpus, rows, self.corpus, shown, choices)
+            dialogs = make_dialogs(self.views, rows, self.views, shown, choices)
         output = model(dialogs.to(self.args.device))
         return (output.loss, {}) if return_outputs else output.loss
 

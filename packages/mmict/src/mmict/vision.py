@@ -225,8 +225,8 @@ def _random_crop(image: Image.Image, generator: torch.Generator) -> Image.Image:
         ratio = math.exp(uniform(math.log(RATIO[0]), math.log(RATIO[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= image.width and 0 < h <= image.height:
-            left, top = (int(uniform(0, spare + 1)) for spare in (image.width - w, image.height - h))
+            left, top = (int(uniform(0.0, spare + 1.0)) for spare in (image.width - w, image.height - h))
             width, height = w, h
             break
     image = image.crop((left, top, left + width, top + height))
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if uniform(0, 1) < 0.5 else image
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if uniform(0.0, 1.0) < 0.5 else image
