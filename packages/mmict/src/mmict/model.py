@@ -166,7 +166,6 @@ class MMICTModel(nn.Module):
     def train(self, mode: bool = True) -> MMICTModel:
         """Training mode for the hub, and for adapters in the language model; the frozen parts stay in eval mode."""
         super().train(mode)
-        self.vision.eval()
         self.lm.eval()
         return self
 

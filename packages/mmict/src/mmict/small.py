@@ -187,7 +187,8 @@ class Naming(Stage):
         for frames, text in zip(samples.frames, samples.texts, strict=True):
             for image in frames:
                 texts[image] += f" {text}"
-        self.words = words_of(texts, least=3)
+        often = words_of(texts, least=3)
+        self.words = often if often.shape[1] else words_of(texts)
         self.head = nn.Linear(width, self.words.shape[1])
         self.count = len(texts)
         resized = [

@@ -51,12 +51,13 @@ def train_and_evaluate(options: dict[str, Any], seed: int, folder: Path) -> dict
     sampler, warm, texts = samplers[options.pop("sampler")], options.pop("warm", True), options.pop("texts", 0)
     splits = splits_of(data)
     parts = folder.parents[1] / f"parts-{json.loads(data)['data']}"
-    small_model(parts, splits.train, coco_captions(texts), stages)
+    model = small_model(parts, splits.train, coco_captions(texts), stages)
     config = MMICTTrainingConfig(
         output_dir=str(folder), seed=seed, sampler=sampler, save_strategy="steps", save_steps=0.5, disable_tqdm=True,
         warmup_steps=0.1, max_grad_norm=1.0, **options,
     )  # fmt: skip
-    model = MMICTModel.from_pretrained(parts / "warm") if warm else cold_model(parts, stages)
+    if not warm:
+        model = cold_model(parts, stages)
     model.config = config.model_config()
     corpora = corpora_of(data, parts)
     fit(model.to(pick_device()), corpora["train"], config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,6 @@ def new_model(
         folder, stages: what is made from samples is made there, once, and in how many steps.
         dtype: of a language model that is loaded; None: float32.
     """
-    changes = dataclasses.asdict(config)
     lm: Any
     if options.vision is not None and options.lm is not None:
         vision, lm = load_vision(options.vision), load_lm(options.lm, dtype)
@@ -91,10 +91,12 @@ def new_model(
         )  # fmt: skip
         return MMICTModel(vision, MHub(shape), lm, Processor(hub_tokenizer, own, causal=not is_seq2seq(lm)), config)
     if options.init in (None, "small"):
-        small_model(folder / "small", splits.train, options=stages)
-        return MMICTModel.from_pretrained(folder / "small" / "warm", **changes)
-    if (Path(options.init) / "config.json").exists() and "mmict" in (Path(options.init) / "config.json").read_text():
-        return MMICTModel.from_pretrained(options.init, **changes)
+        model = small_model(folder / "small", splits.train, options=stages)
+        model.config = config
+        return model
+    record = Path(options.init) / "config.json"
+    if record.exists() and "mmict" in json.loads(record.read_text()):
+        return MMICTModel.from_pretrained(options.init, **dataclasses.asdict(config))
     return MMICTModel.from_blip2(options.init, bert=options.bert, config=config, dtype=dtype)
 
 
@@ -107,7 +109,7 @@ def fit(
     seed_everything(config.seed)
     if config.lora_rank and not hasattr(model.lm, "peft_config"):
         model.lm = add_lora(model.lm, config.lora_rank, 2 * config.lora_rank)
-    if config.activation_checkpointing:  # --gradient_checkpointing sets it too
+    if config.gradient_checkpointing or getattr(config, "activation_checkpointing", False):  # the newer name
         checkpoint_layers(model.lm)
         config = copy.copy(config)  # the engine's own needs a model of transformers
         config.activation_checkpointing = config.gradient_checkpointing = False
