@@ -6,7 +6,9 @@
     step     a training step of arm mcd: pristine features kept, against computed anew
     eager    crops/s, against a twin as DEIQT's program computes it: softmax(Q K^T) V written out, in float32
 
-    uv run python packages/iqa-distill/benchmarks/speed.py --part rate [--threads 1] [--rounds 5] [--peers cnniqa maniqa]
+    uv run python packages/iqa-distill/benchmarks/speed.py --part rate [--threads 1] [--rounds 5] [--peers cnniqa hyperiqa]
+
+with pyiqa, which brings much along: uv run --with pyiqa python packages/iqa-distill/benchmarks/speed.py --part rate
 
 pyiqa's networks look at other crops or sizes than ours, each as its authors published it: a yardstick, not an equal.
 """
@@ -21,8 +23,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import timm
 import torch
 from iqa_distill.images import Preprocessing, open_rgb
 from iqa_distill.model import RKIQT
@@ -63,6 +67,11 @@ def parameters(network: nn.Module) -> str:
     return f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f}"
 
 
+def random_weights(*args: Any, create: Callable[..., nn.Module] = timm.create_model, **options: Any) -> nn.Module:
+    """Of timm, whatever is asked for."""
+    return create(*args, **{**options, "pretrained": False})
+
+
 def rate(args: argparse.Namespace) -> tuple[list[str], list[list[str]]]:
     device, images = pick_device(), [picture(384, 512)] * args.images
     runs: dict[str, Callable[[], Any]] = {}
@@ -78,11 +87,8 @@ def rate(args: argparse.Namespace) -> tuple[list[str], list[list[str]]]:
     else:
         batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device) / 255
         for name in args.peers:
-            try:
-                metric = pyiqa.create_metric(name, device=device, pretrained=False)
-            except Exception as error:  # some of them want to fetch a backbone
-                print(f"pyiqa's {name} cannot be built with random weights: {error}\n")
-                continue
+            with patch("timm.create_model", random_weights):  # nothing is fetched
+                metric = pyiqa.create_metric(name, device=device, pretrained=None)
             runs[f"pyiqa, {name}"] = lambda metric=metric: [metric(image[None]) for image in batch]  # type: ignore[misc]
             size[f"pyiqa, {name}"] = parameters(metric)
     times = median_times(runs, args.rounds, device)
@@ -236,7 +242,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=list(parts), required=True)
     parser.add_argument("--images", type=int, default=4, help="rate and crops: images in a round")
-    parser.add_argument("--peers", nargs="+", default=["cnniqa", "maniqa"], help="rate: names of pyiqa's metrics")
+    parser.add_argument(
+        "--peers", nargs="+", default=["cnniqa", "hyperiqa"], help="rate: names of pyiqa's metrics"
+    )
     parser.add_argument("--crops", type=int, default=10, help="eager: crops in a batch")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)

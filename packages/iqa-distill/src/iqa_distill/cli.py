@@ -19,3 +19,6 @@ app.command("score", "iqa_distill.score:score", help="score files, folders or gl
 app.command("export", "iqa_distill.export:export", help="write a checkpoint as ONNX or a torch program")
 app.command("compare", "iqa_distill.compare:compare", help="gains between the arms of a study that was reproduced")
 app.add_study("iqa_distill.study:study")
+
+if __name__ == "__main__":
+    raise SystemExit(app())

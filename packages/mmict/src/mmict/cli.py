@@ -8,3 +8,6 @@ app.command("eval", "mmict.evaluate:evaluate", help="judge a checkpoint with and
 app.command("caption", "mmict.describe:caption", help="describe pictures, or a video's frames")
 app.command("answer", "mmict.describe:answer", help="answer a question about pictures")
 app.add_study("mmict.study:study")
+
+if __name__ == "__main__":
+    raise SystemExit(app())
