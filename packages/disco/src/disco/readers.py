@@ -271,7 +271,7 @@ def _label(content: bytes, suffix: str, name: str) -> int | str | None:
     try:
         text = content.decode().strip()
         label = json.loads(text) if suffix == ".json" else text
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}: not {'JSON' if suffix == '.json' else 'UTF-8'}: {error}") from None
     if suffix == ".json":
         label = label.get("label") if isinstance(label, dict) else None
@@ -312,7 +312,7 @@ def _npz(path: str) -> tuple[Pictures, Pictures | None]:
             arrays = {name: file[name] for name in ("images", "labels", "test_images", "test_labels") if name in file}
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, TypeError, AttributeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: not an .npz file of plain arrays: {error}") from None
     if "images" not in arrays:
         raise ValueError(f"{path}: no array images; it may have images, labels, test_images, test_labels")
@@ -354,6 +354,8 @@ def _torchvision(data: str) -> tuple[Pictures, Pictures | None]:
     from torchvision import datasets
 
     _, name, *rest = data.split(":", 2)
+    if name.startswith("LSUN"):
+        raise ValueError(f"{data}: torchvision keeps the index of LSUN as a pickle, which may run code: it is not read")
     kind = getattr(datasets, name, None)
     if not rest or not (inspect.isclass(kind) and issubclass(kind, datasets.VisionDataset)):
         raise ValueError(f"{data}: expected torchvision:NAME:ROOT with a class of torchvision.datasets and its folder")

@@ -25,6 +25,7 @@ from dsan.images import Size, open_image, upright_size
 TABLES = ("gt.txt", "labels.json")
 KINDS = "an LMDB folder, a folder or zip with gt.txt or labels.json, or a .txt or .json file of labels"
 ICDAR = re.compile(r'([^"]+?),\s*"(.*)"\s*')  # word_1.png, "label"
+LARGEST = 2**28  # bytes that a member of a zip may unpack to
 
 NO_CHARACTER = "no character of the label is in the charset"
 TOO_LONG = "too long for the frames"
@@ -306,7 +307,7 @@ def _read_zip(path: Path) -> Crops:
             raise ValueError(
                 f"{path}: expected one gt.txt or labels.json in the zip, found {', '.join(tables) or 'none'}"
             )
-        rows = _rows(archive.read(tables[0]), f"{path}: {tables[0]}")
+        rows = _rows(_member(archive, tables[0]), f"{path}: {tables[0]}")
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{path}: a damaged or encrypted zip: {error}") from None
     folder = tables[0].rpartition("/")[0]
@@ -353,7 +354,7 @@ def _text_rows(text: str, table: str) -> Iterator[Row]:
 def _json_rows(text: str, table: str) -> Iterator[Row]:
     try:
         pairs = json.loads(text, object_pairs_hook=lambda pairs: pairs) if text.strip() else []
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{table}: not JSON: {error}") from None
     if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
         raise ValueError(f"{table}: expected an object of names and labels, got {pairs!r:.80}")
@@ -368,7 +369,14 @@ def _file_bytes(source: str, member: str) -> bytes:
 
 
 def _zip_bytes(source: str, member: str) -> bytes:
-    return _archive(source).read(member)
+    return _member(_archive(source), member)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    size = archive.getinfo(name).file_size
+    if size > LARGEST:
+        raise ValueError(f"{archive.filename}: {name} unpacks to {size:,} bytes; at most {LARGEST:,} are read")
+    return archive.read(name)
 
 
 def _archive(path: str) -> zipfile.ZipFile:
@@ -447,7 +455,7 @@ def _read_boxes(path: Path, crops: Crops) -> list[np.ndarray]:
                 try:
                     row = json.loads(line)
                     name, box = row["name"], np.asarray(row["boxes"], np.float32).reshape(-1, 4)
-                except (ValueError, TypeError, KeyError) as error:
+                except (ValueError, TypeError, KeyError, RecursionError) as error:
                     raise ValueError(
                         f"{where}: expected an object with name and boxes [x, y, width, height]: {error!r}"
                     ) from None

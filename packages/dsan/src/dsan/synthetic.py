@@ -568,7 +568,7 @@ def _load(path: Path, about: dict[str, str]) -> RenderedWords:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         known = json.loads(str(arrays["about"]))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, MemoryError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: no file of synthetic words ({error}): delete it, or name another") from None
     for key, value in about.items():
         if known.get(key) != value:

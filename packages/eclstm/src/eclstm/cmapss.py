@@ -18,6 +18,7 @@ from eclstm.data import RunToFailure
 SETTINGS = [f"setting_{i}" for i in range(1, 4)]
 SENSORS = [f"sensor_{i}" for i in range(1, 22)]
 SUBSETS = ("FD001", "FD002", "FD003", "FD004")
+LARGEST = 2**28  # bytes that a member of an archive may unpack to; NASA's have up to 10 million
 
 
 class CMAPSS:
@@ -40,7 +41,8 @@ class CMAPSS:
         wanted = [f"train_{subset}.txt", f"test_{subset}.txt", f"RUL_{subset}.txt"]
         try:
             texts = _read_members(Path(root), wanted)
-        except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
+        # An encrypted member is a RuntimeError.
+        except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, RuntimeError) as error:
             raise ValueError(f"{root}: damaged archive: {error}") from None
         columns = ["unit", "cycle", *SETTINGS, *SENSORS]
         frames = [self._frame(name, texts[name], columns) for name in wanted[:2]]
@@ -81,12 +83,16 @@ def _read_members(root: Path, wanted: Sequence[str]) -> dict[str, bytes]:
         raise FileNotFoundError(f"{root}: no such folder or archive; expected one that holds {', '.join(wanted)}")
     elif zipfile.is_zipfile(root):
         with zipfile.ZipFile(root) as bundle:
-            found = {Path(m).name: bundle.read(m) for m in bundle.namelist() if Path(m).name in wanted}
+            for info in bundle.infolist():
+                if Path(info.filename).name in wanted:
+                    _check_size(root, info.filename, info.file_size)
+                    found[Path(info.filename).name] = bundle.read(info)
     elif tarfile.is_tarfile(root):
         with tarfile.open(root) as tar:
             for member in tar:
-                stream = tar.extractfile(member) if Path(member.name).name in wanted else None
+                stream = tar.extractfile(member) if member.isreg() and Path(member.name).name in wanted else None
                 if stream is not None:
+                    _check_size(root, member.name, member.size)
                     found[Path(member.name).name] = stream.read()
     else:
         raise ValueError(f"{root}: neither a folder nor a zip or tar archive")
@@ -94,3 +100,8 @@ def _read_members(root: Path, wanted: Sequence[str]) -> dict[str, bytes]:
     if missing:
         raise FileNotFoundError(f"{root}: {', '.join(missing)} not found; expected NASA's C-MAPSS text files")
     return found
+
+
+def _check_size(root: Path, member: str, size: int) -> None:
+    if size > LARGEST:
+        raise ValueError(f"{root}: {member} unpacks to {size:,} bytes, too many for a C-MAPSS file")

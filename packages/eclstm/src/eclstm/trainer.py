@@ -79,7 +79,7 @@ class ECLSTMConfig(TrainingArguments):
             if isinstance(value, str):
                 try:
                     setattr(self, name, json.loads(value))
-                except json.JSONDecodeError as error:
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"{name} is not a JSON list: {error}") from None
         for name in ("every", "patience"):
             if getattr(self, name) < 1:

@@ -140,7 +140,7 @@ def _load(path: Path, about: dict[str, object]) -> SyntheticPool:
         with np.load(path, allow_pickle=False) as file:
             known = json.loads(str(file["about"]))
             pool = SyntheticPool(*(file[name] for name in SyntheticPool._fields))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: no file of a synthetic pool ({error}): delete it, or name another") from None
     for key, value in about.items():
         if known.get(key) != value:

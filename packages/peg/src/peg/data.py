@@ -420,10 +420,10 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             row = json.loads(line)
             if "\\u" in line:
                 json.dumps(row, ensure_ascii=False).encode()
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place}: not JSON: {error}") from None
         except UnicodeEncodeError:
             raise ValueError(f"{place}: half of a surrogate pair, which is no character") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{place}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{place}: a {type(row).__name__} where an object was expected")
         yield place, row

@@ -245,7 +245,7 @@ def _read_jsonl(path: Path) -> _Table:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: a {type(row).__name__} where an object was expected")
@@ -460,7 +460,7 @@ def _clinc150(root: Path, seed: int) -> Splits:
             )
             for part in ("train", "val", "test")
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not CLINC150's lists of [text, intent] under train, val and test: {error}") from None
     task = Task("clinc150", _distinct(tables[:1], "label"), ("accuracy",), False)
     train, validation, test = (_examples(table, task) for table in tables)

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple, cast
 
 import open_clip
@@ -68,7 +69,7 @@ def model_config(name: str) -> dict[str, Any]:
     if name.endswith(".json"):
         try:
             config = json.loads(Path(name).read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{name}: not JSON: {error}") from None
         if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys():
             raise ValueError(f"{name}: expected a model of open_clip, with embed_dim, vision_cfg and text_cfg")
@@ -233,7 +234,9 @@ def _fill(clip: nn.Module, path: Path) -> None:
     try:
         with _quiet():
             found = open_clip.load_checkpoint(clip, str(path), strict=False, weights_only=True)
-    except Exception as error:  # a pickle with objects in it, no checkpoint at all, or tensors of other shapes
+    except UnpicklingError:  # torch's own words say how to run it all the same
+        raise ValueError(f"{path} cannot be loaded: it is damaged, or holds objects that may run code") from None
+    except Exception as error:  # no checkpoint at all, or tensors of other shapes
         raise ValueError(f"{path} cannot be loaded into the network: {_short(error)}") from None
     unexpected = [key for key in found.unexpected_keys if not key.startswith(ROI_PREFIX)]
     problems = [

@@ -63,6 +63,8 @@ class Pairs:
         """
         try:
             with self.open(position) as picture:
+                if max(picture.size) > 100 * min(picture.size):  # its shorter side is made as long as the network's
+                    raise ValueError(f"{picture.width} x {picture.height} pixels are too long a strip")
                 return _rgb(picture)
         except Exception as error:  # Pillow raises anything for a broken file
             raise ValueError(f"{self.names[position]}: the image cannot be decoded: {error}") from None
@@ -332,7 +334,7 @@ def _json_values(shard: BinaryIO, members: Mapping[str, File]) -> dict[str, Any]
     """By ``json:KEY``."""
     try:
         values = json.loads(_text(shard, members["json"])) if "json" in members else {}
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{members['json']}: not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{members['json']}: expected an object with keys, got {values!r:.60}")
@@ -349,7 +351,7 @@ def _tags(value: Any, where: str) -> list[str] | None:
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: not a JSON list: {error}") from None
     elif isinstance(value, str):
         value = re.split(r"[;\n]", value)
@@ -383,7 +385,7 @@ def _open_array(files: Sequence[File | None], index: int) -> np.ndarray:
         return np.zeros((0, 0), np.float32)
     try:
         return np.load(io.BytesIO(file.read()), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, MemoryError) as error:
         raise ValueError(f"{file}: not an array (.npy): {error}") from None
 
 

@@ -22,6 +22,7 @@ import traceback
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 # Of the engine's hundred flags, those that people use; --help_all shows the rest.
@@ -29,6 +30,8 @@ ENGINE_FLAGS = """
     output_dir num_train_epochs max_steps per_device_train_batch_size learning_rate lr_scheduler_type weight_decay
     warmup_steps gradient_accumulation_steps bf16 torch_compile use_cpu dataloader_num_workers report_to seed
 """
+
+_UNSAFE = "a file is damaged, or is a pickle of more than tensors and plain values, which may run code: it is not read"
 
 
 def flag(help: str, default: Any = dataclasses.MISSING, positional: bool = False) -> Any:
@@ -75,11 +78,12 @@ class App:
         except KeyboardInterrupt:
             print(f"{self.name}: interrupted; the same command goes on from what is saved", file=sys.stderr)
             return 130
-        except (ValueError, OSError, ModuleNotFoundError) as error:
+        except (ValueError, OSError, ModuleNotFoundError, RecursionError, UnpicklingError) as error:
             if debug:
                 traceback.print_exc()
-            else:
-                print(f"{self.name}: {' '.join(str(error).split())}", file=sys.stderr)
+            else:  # torch's own words for a pickle say how to run it all the same
+                said = _UNSAFE if isinstance(error, UnpicklingError) else " ".join(str(error).split())
+                print(f"{self.name}: {said}", file=sys.stderr)
             return 2
 
     def _run(self, arguments: list[str]) -> int:
@@ -187,8 +191,11 @@ def _tokens(path: str, parser: argparse.ArgumentParser) -> list[str]:
     import yaml
 
     try:
-        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+        entries = yaml.safe_load(text) or {}
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few can stand for gigabytes
+            raise ValueError("it holds an alias (*): write the value out")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(entries, dict):
         raise ValueError(f"{path}: expected 'flag: value' lines, found a {type(entries).__name__}")

@@ -185,18 +185,9 @@ def resumable(output_dir: str | Path, *options: Any, may_change: Collection[str]
 
 
 # Where a run is, and how it shows itself, does not change what it computes.
-_INCIDENTAL = {
-    "output_dir",
-    "logging_dir",
-    "run_name",
-    "disable_tqdm",
-    "report_to",
-    "log_level",
-    "hub_token",
-    "local_rank",
-}
+_INCIDENTAL = "output_dir logging_dir run_name disable_tqdm report_to log_level hub_token local_rank"
 
 
 def _defining(options: Any) -> dict[str, Any]:
     values = options.to_dict() if isinstance(options, TrainingArguments) else dataclasses.asdict(options)
-    return {key: value for key, value in values.items() if key not in _INCIDENTAL}
+    return {key: value for key, value in values.items() if key not in _INCIDENTAL.split()}
