@@ -162,7 +162,7 @@ def cache(args: argparse.Namespace) -> tuple[list[str], list[list[str]]]:
 
 def generate(args: argparse.Namespace) -> tuple[list[str], list[list[str]]]:
     device, count = pick_device(), 16
-    network = model(device, large_vit=True).eval()
+    network = model(device, large_vit=True, lm_layers=2).eval()  # as above
     how: dict[str, Any] = {"num_beams": 5, "max_new_tokens": 20, "min_length": 20}
     alone = dialogs(count, 0, torch.randn(count, 3, 224, 224), device)
     full = dialogs(count, K, torch.randn(count * (K + 1), 3, 224, 224), device)
