@@ -143,35 +143,39 @@ def train(data: DataOptions, options: ModelOptions, config: MMICTTrainingConfig)
     splits = load_samples(data)
     most = config.max_steps if config.max_steps > 0 else max(STAGES.steps)  # a run cut short is short in all its parts
     stages = dataclasses.replace(STAGES, steps=tuple(min(steps, most) for steps in STAGES.steps))
-    if options.init in (None, "small") and options.vision is None:
+    small = options.init in (None, "small") and options.vision is None
+    if small:
         defaults = {f.name: f.default for f in dataclasses.fields(config)}
         config = dataclasses.replace(config, **{k: v for k, v in SMALL.items() if getattr(config, k) == defaults[k]})
     compare = data.data.startswith("sample") if options.compare is None else options.compare
     arms = [arm for arm in SIDE_BY_SIDE if compare and arm != config.arm] + [config.arm]
     histories, predictions, results = {}, {}, {}
+    first = next(iter(splits.tests), None)
+    corpus = queries = None
+    cache = (folder / "small" if small else folder) / "features.npy"
     for arm in arms:
         own = dataclasses.replace(config, arm=arm, output_dir=str(folder if arm == config.arm else folder / arm))
         dtype = torch.bfloat16 if own.bf16 else None
         model = new_model(options, splits, folder, own.model_config(), stages, dtype).to(pick_device())
-        corpus = prepare(model, splits.train, folder / "features.npy")
-        tests = {name: prepare(model, samples) for name, samples in splits.tests.items()}
-        first = next(iter(tests), None)
+        if corpus is None:  # the frozen parts are the same in all arms
+            corpus = prepare(model, splits.train, cache)
+            queries = None if first is None else prepare(model, splits.tests[first])
         console.print(f"{arm}: {own.shown} demonstrations ({ARMS[arm][0]})", soft_wrap=True)
-        validation = tests[first] if first is not None and own.eval_strategy != "no" else None
-        trainer = fit(model, corpus, own, data, options, validation=validation)
+        trainer = fit(
+            model, corpus, own, data, options, validation=None if own.eval_strategy == "no" else queries
+        )  # fmt: skip
         if not trainer.is_world_process_zero():
             continue
         histories[arm] = trainer.state.log_history
-        if first is not None:
+        if queries is not None:
             sampler = new_sampler(corpus, own.sampler, own.k, own.seed)
-            found = judge(model, tests[first], corpus, sampler, own.shown, num_beams=1)
-            results[arm] = measure(found, tests[first])
+            found = judge(model, queries, corpus, sampler, own.shown, num_beams=1)
+            results[arm] = measure(found, queries)
             predictions[arm] = found
     if histories:
         plot_training(folder / "training.png", histories)
         console.print(f"checkpoint {folder}, loss {folder / 'training.png'}", soft_wrap=True)
-    if predictions:
-        first = next(iter(splits.tests))
+    if first is not None and predictions:
         write_json(folder / "metrics.json", results)
         names = list(dict.fromkeys(name for found in results.values() for name in found))
         rows = [[arm, *(f"{found[n]:.3f}" if n in found else "" for n in names)] for arm, found in results.items()]
