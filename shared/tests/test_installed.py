@@ -1,4 +1,6 @@
 import json
+import re
+import sys
 
 import pytest
 from papercore.lab.__main__ import app
@@ -20,17 +22,21 @@ study = Study(
 
 @pytest.fixture
 def demo(tmp_path, monkeypatch):
-    """An installed distribution with a study, and tmp_path as the working directory."""
-    (tmp_path / "demo.py").write_text(DEMO)
-    info = tmp_path / "demo-1.5.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: demo\nVersion: 1.5\nSummary: Shows how little is little\n"
-    )
-    (info / "entry_points.txt").write_text("[papercore.studies]\ndemo = demo:study\n")
+    """Two installed distributions with a study each, the only ones, and tmp_path as the working directory."""
+    for name in ("demo", "sketch"):
+        (tmp_path / f"{name}.py").write_text(DEMO.replace("demo", name))
+        info = tmp_path / f"{name}-1.5.dist-info"
+        info.mkdir()
+        about = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\nSummary: Shows how little is little\n"
+        (info / "METADATA").write_text(about)
+        (info / "entry_points.txt").write_text(f"[papercore.studies]\n{name} = {name}:study\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    ours = {name: entry for name, entry in studies().items() if name in ("demo", "sketch")}
+    monkeypatch.setattr("papercore.lab.installed.studies", lambda: ours)
+    yield tmp_path
+    for name in ours:
+        sys.modules.pop(name, None)
 
 
 def test_studies_are_found_by_their_entry_points(demo):
@@ -63,14 +69,45 @@ def test_reproduce_takes_a_number_of_seeds(demo):
     assert len((demo / "runs" / "demo-quick" / "results.jsonl").read_text().splitlines()) == 10
 
 
-def test_reproduce_without_a_name_runs_all(demo, monkeypatch):
-    entry = studies()["demo"]
-    monkeypatch.setattr("papercore.lab.installed.studies", lambda: {"demo": entry})
+def test_reproduce_without_a_name_runs_all_under_one_bar(demo, capsys):
     assert app(["reproduce"]) == 0
+    shown = capsys.readouterr()
     assert (demo / "runs" / "demo-quick" / "report.md").exists()
+    assert (demo / "runs" / "sketch-quick" / "report.md").exists()
+    assert "0/8" in shown.err
+    assert shown.err.rstrip().endswith("sketch: t, b, seed 1]")
+    assert shown.out.count("┏") == 1  # one table
+
+
+def test_one_report_has_the_table_the_claims_and_the_plots(demo):
+    assert app(["reproduce", "--scale", "small"]) == 0
+    report = demo / "runs" / "report-small.md"
+    text = report.read_text()
+    assert text.count("| +1.500 [+1.500, +1.500] | shown |") == 4
+    assert text.count("Less is less.") == 2
+    links = re.findall(r"\]\((.*?)\)", text)
+    assert len(links) == 4
+    assert all((report.parent / link).exists() for link in links)
+
+
+def test_a_study_that_cannot_run_does_not_keep_the_others_from_it(demo, capsys):
+    (demo / "demo.py").write_text(DEMO.replace("    return", "    raise ValueError('no data here')\n    return"))
+    assert app(["reproduce"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.splitlines()[-1] == "papercore: not run: demo: no data here"
+    assert "sketch" in shown.out
+    assert "![sketch]" in (demo / "runs" / "report-quick.md").read_text()
+
+
+def test_the_same_command_goes_on(demo):
+    assert app(["reproduce", "sketch"]) == 0
+    log = demo / "runs" / "sketch-quick" / "results.jsonl"
+    before = log.read_text()
+    assert app(["reproduce"]) == 0
+    assert log.read_text() == before
 
 
 def test_an_unknown_study_is_refused_before_anything_runs(demo, capsys):
     assert app(["reproduce", "demo", "dmeo"]) == 2
-    assert "papercore: no installed study 'dmeo': choose from demo" in capsys.readouterr().err
+    assert "papercore: no installed study 'dmeo': choose from demo, sketch" in capsys.readouterr().err
     assert not (demo / "runs").exists()

@@ -11,7 +11,6 @@ from papercore.lab.report import (
     markdown_table,
     plot_gains,
     print_table,
-    progress,
     summary_rows,
 )
 from papercore.lab.study import Interval, ReproduceOptions
@@ -126,13 +125,6 @@ class TestTerminal:
         out = capsys.readouterr().out
         assert "[bold] arm" in out
         assert "list [red]" in out
-
-    def test_progress_hands_out_each_cell_and_names_it(self, capsys):
-        cells = [{"task": "maps", "arm": "rival", "seed": 4}, {"task": "faces", "arm": "rival", "seed": 5}]
-        assert list(progress(cells, "study", already=3)) == cells
-        err = capsys.readouterr().err
-        assert "5/5" in err
-        assert "faces, rival, seed 5" in err
 
 
 class TestSummary:

@@ -123,9 +123,11 @@ class TestReproduce:
         assert len(run.ran) == 9
         assert comparison.verdict("faces") == "shown"  # with what had run before
 
-    def test_progress_counts_what_was_asked_for(self, study, tmp_path, capsys):
+    def test_progress_counts_what_was_asked_for_and_names_it(self, study, tmp_path, capsys):
         study.reproduce(options(tmp_path, arms=["new way"], seeds=1))
-        assert "0/2" in capsys.readouterr().err
+        shown = capsys.readouterr().err
+        assert "0/2" in shown
+        assert "papercore: faces, new way, seed 0" in shown
         study.reproduce(options(tmp_path, arms=["new way"], seeds=2))
         assert "2/4" in capsys.readouterr().err
 

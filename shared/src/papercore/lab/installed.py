@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 from papercore.lab.cli import flag, load
-from papercore.lab.report import SUMMARY_COLUMNS, print_table, summary_rows
-from papercore.lab.study import ReproduceOptions
+from papercore.lab.files import write_text
+from papercore.lab.report import SUMMARY_COLUMNS, console, markdown_table, print_table, progress, summary_rows
+from papercore.lab.study import ReproduceOptions, Study
 
 
 def studies() -> dict[str, EntryPoint]:
@@ -35,14 +37,37 @@ class ReproduceAllOptions:
 
 
 def reproduce(options: ReproduceAllOptions) -> None:
-    """Run the named studies in turn and print one line for each task."""
+    """Run what is missing of the named studies under one bar; then print one table and write one report.
+
+    A study that cannot run, for want of its data say, does not keep the others from it.
+
+    Raises:
+        ValueError: for an unknown study or scale; and at the end, if a study could not run.
+    """
     known = studies()
     for name in options.names:
         if name not in known:
             raise ValueError(f"no installed study {name!r}: choose from {', '.join(known)}")
-    rows = []
-    for name in options.names or known:
-        folder = f"{options.output_dir}/{name}-{options.scale}"
-        comparison = load(known[name].value).reproduce(ReproduceOptions(options.scale, options.seeds, folder))
-        rows += summary_rows(comparison)
-    print_table(f"scale {options.scale}", SUMMARY_COLUMNS, rows)
+    folder, title = Path(options.output_dir), f"scale {options.scale}"
+    chosen: dict[str, Study] = {name: load(known[name].value) for name in options.names or known}
+    each = {name: ReproduceOptions(options.scale, options.seeds, f"{folder}/{name}-{options.scale}") for name in chosen}
+    rows, sections, failures = [], [], []
+    with progress(title, sum(len(study.cells(each[name])) for name, study in chosen.items())) as bar:
+        for name, study in chosen.items():
+            try:
+                comparison = study.run_missing(each[name], bar)
+            except (ValueError, OSError) as error:
+                failures.append(f"{name}: {error}")
+                continue
+            rows += summary_rows(comparison)
+            here = comparison.folder.name
+            sections.append(
+                f"## {name}\n\n{study.claim}\n\n![{name}]({here}/plot.png)\n\n[All arms]({here}/report.md)\n"
+            )
+    print_table(title, SUMMARY_COLUMNS, rows)
+    report = folder / f"report-{options.scale}.md"
+    parts = [f"# {title}", markdown_table(SUMMARY_COLUMNS, rows), *sections]
+    write_text(report, "\n\n".join(parts))
+    console.print(f"{report} (with plots)", soft_wrap=True)
+    if failures:
+        raise ValueError(f"not run: {'; '.join(failures)}")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +16,14 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from papercore.lab.files import write_json, write_text
-from papercore.lab.study import Comparison, Interval, interval
+from papercore.lab.study import Comparison, Interval, Metric, interval
 
-console = Console()
+console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of the processes of a torchrun the first speaks
 
 
-def progress(cells: Sequence[dict[str, Any]], title: str, already: int) -> Iterator[dict[str, Any]]:
-    """Hand out cells under one bar that names the running one and the time left."""
-    with tqdm(total=already + len(cells), initial=already, desc=title, unit="run", dynamic_ncols=True) as bar:
-        for cell in cells:
-            bar.set_postfix_str(f"{cell['task']}, {cell['arm']}, seed {cell['seed']}")
-            yield cell
-            bar.update()
+def progress(title: str, total: int) -> tqdm[Any]:
+    """A bar that counts runs, for :meth:`papercore.lab.study.Study.run_missing`."""
+    return tqdm(total=total, desc=title, unit="run", dynamic_ncols=True)
 
 
 def figures(values: Interval, digits: int, signed: bool = False) -> str:
@@ -88,46 +87,63 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return "\n".join(f"| {' | '.join(line)} |" if line is not lines[1] else f"|{'|'.join(line)}|" for line in lines)
 
 
-def write_report(comparison: Comparison, folder: Path, command: str) -> None:
-    """report.md, report.json and plot.png of what has run so far, and the same table on the terminal."""
-    study = comparison.study
-    sections, cells = [], []
-    decisive = study.metrics[0]
+def tables(comparison: Comparison) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """By task, as far as it has run: the columns, and a row for each arm."""
+    study, found = comparison.study, {}
+    decisive, *more = study.metrics
     for task in comparison.tasks:
-        has_paper = any(task in published for published in study.paper.values())
-        columns = ["arm", "seeds"]
-        metrics = [m for m in study.metrics if any(comparison.values(arm, task, m.name) for arm in study.arms)]
-        for metric in metrics:
-            name = f"{metric.name} ({metric.unit})" if metric.unit else metric.name
-            columns += [name, "better by"] if metric is decisive else [name]
-        columns += ["paper"] if has_paper else []
+        others = [m for m in more if any(comparison.values(arm, task, m.name) for arm in study.arms)]
+        paper = ["paper"] if any(task in published for published in study.paper.values()) else []
         rows = []
         for arm in study.arms:
-            if not comparison.values(arm, task, decisive.name):
-                continue
-            row = [f"**{arm}**" if arm == study.method else arm]
-            for metric in metrics:
-                values = comparison.values(arm, task, metric.name)
-                if not values:
-                    row.append("")
-                    continue
-                digits = digits_for(values.values())
-                gain = None if arm == study.baseline else comparison.gain(arm, task, metric)
-                row += [str(len(values))] if metric is decisive else []
-                row += [figures(interval(list(values.values())), digits)]
-                row += [figures(gain, digits, signed=True) if gain else ""] if metric is decisive else []
-                cells.append(
-                    {"task": task, "arm": arm, "metric": metric.name, "values": values, "gain": gain and gain._asdict()}
-                )
-            rows.append(row + ([str(study.paper.get(arm, {}).get(task, ""))] if has_paper else []))
+            if first := comparison.values(arm, task, decisive.name):
+                gain = None if arm == study.baseline else comparison.gain(arm, task, decisive)
+                row = [f"**{arm}**" if arm == study.method else arm, str(len(first)), _mean(first)]
+                row += [figures(gain, digits_for(first.values()), signed=True) if gain else ""]
+                row += [_mean(comparison.values(arm, task, metric.name)) for metric in others]
+                rows.append(row + [str(study.paper.get(arm, {}).get(task, "")) for _ in paper])
         if rows:
-            print_table(f"{study.name}, {task}", columns, [[cell.strip("*") for cell in row] for row in rows])
-            sections.append(f"## {task}: {comparison.verdict(task)}\n\n{markdown_table(columns, rows)}\n")
+            found[task] = ["arm", "seeds", _label(decisive), "better by", *map(_label, others), *paper], rows
+    return found
+
+
+def _mean(values: Mapping[int, float]) -> str:
+    return figures(interval(list(values.values())), digits_for(values.values())) if values else ""
+
+
+def _label(metric: Metric) -> str:
+    return f"{metric.name} ({metric.unit})" if metric.unit else metric.name
+
+
+def print_report(comparison: Comparison) -> None:
+    """The tables on the terminal, and where the report is."""
+    for task, (columns, rows) in tables(comparison).items():
+        print_table(f"{comparison.study.name}, {task}", columns, [[cell.strip("*") for cell in row] for row in rows])
+    if comparison.rows:
+        console.print(f"{comparison.folder / 'report.md'}, report.json, plot.png", soft_wrap=True)
+
+
+def write_report(comparison: Comparison) -> None:
+    """report.md, report.json and plot.png of what has run so far."""
     if not comparison.rows:
         return
+    study, folder = comparison.study, comparison.folder
+    sections = [
+        f"## {task}: {comparison.verdict(task)}\n\n{markdown_table(*table)}\n"
+        for task, table in tables(comparison).items()
+    ]
+    cells = [
+        {"task": task, "arm": arm, "metric": metric.name, "values": values, "gain": gain and gain._asdict()}
+        for task in comparison.tasks
+        for arm in study.arms
+        for metric in study.metrics
+        if (values := comparison.values(arm, task, metric.name))
+        for gain in [None if arm == study.baseline else comparison.gain(arm, task, metric)]
+    ]
     quick = "\nScale quick shows that the study runs; it proves nothing else.\n" if comparison.scale == "quick" else ""
     machines = sorted({row["machine"] for row in comparison.rows})
     versions = comparison.rows[-1]["versions"]
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     write_text(
         folder / "report.md",
         f"# {study.name}: {comparison.scale}\n\nClaim: {study.claim}\n"
@@ -141,19 +157,11 @@ def write_report(comparison: Comparison, folder: Path, command: str) -> None:
     )
     write_json(
         folder / "report.json",
-        {
-            "study": study.name,
-            "scale": comparison.scale,
-            "claim": study.claim,
-            "verdicts": {task: comparison.verdict(task) for task in comparison.tasks},
-            "cells": cells,
-            "machines": machines,
-            "versions": versions,
-            "command": command,
-        },
+        {"study": study.name, "scale": comparison.scale, "claim": study.claim}
+        | {"verdicts": {task: comparison.verdict(task) for task in comparison.tasks}, "cells": cells}
+        | {"machines": machines, "versions": versions, "command": command},
     )
     _plot(comparison, folder / "plot.png")
-    console.print(f"{folder / 'report.md'}, report.json, plot.png", soft_wrap=True)
 
 
 def plot_gains(panel: Any, gains: Mapping[str, Interval | None], scale: float = 1.0) -> None:
@@ -179,9 +187,8 @@ def _plot(comparison: Comparison, path: Path) -> None:
     study, metric = comparison.study, comparison.study.metrics[0]
     arms = [arm for arm in study.arms if any(row["arm"] == arm for row in comparison.rows)]
     figure = Figure(figsize=(1.5 + 3.6 * len(comparison.tasks), 1.6 + 0.42 * len(arms)), layout="constrained")
-    for panel, task in zip(
-        figure.subplots(1, len(comparison.tasks), squeeze=False, sharey=True)[0], comparison.tasks, strict=True
-    ):
+    panels = figure.subplots(1, len(comparison.tasks), squeeze=False, sharey=True)[0]
+    for panel, task in zip(panels, comparison.tasks, strict=True):
         for y, arm in enumerate(arms):
             values = list(comparison.values(arm, task, metric.name).values())
             if not values:
@@ -198,11 +205,9 @@ def _plot(comparison: Comparison, path: Path) -> None:
         panel.set_ylim(len(arms) - 0.5, -0.5)
         panel.set_title(task)
         better = "lower" if metric.lower_is_better else "higher"
-        panel.set_xlabel(f"{metric.name}{f' ({metric.unit})' if metric.unit else ''}, {better} is better")
+        panel.set_xlabel(f"{_label(metric)}, {better} is better")
         panel.grid(axis="x", alpha=0.3)
-    figure.suptitle(
-        f"{study.name}: dots are seeds, lines 95 % intervals{', diamonds the paper' if study.paper else ''}",
-        fontsize=10,
-    )
+    diamonds = ", diamonds the paper" if study.paper else ""
+    figure.suptitle(f"{study.name}: dots are seeds, lines 95 % intervals{diamonds}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import platform
-import shlex
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,6 +95,22 @@ class Study:
         scales: by name, among them ``"quick"``.
         run: (options of scale, task and arm; seed; folder of its own) -> value of each metric.
         paper: the paper's own figures of the first metric, by arm and task.
+
+    Example:
+        >>> def run(options, seed, folder):  # in earnest: train in the folder; equal seeds begin alike
+        ...     return {"error": options["rate"] + 0.01 * seed}
+        >>> study = Study(
+        ...     name="toy",
+        ...     claim="A lower rate errs less.",
+        ...     metrics=[Metric("error", lower_is_better=True)],
+        ...     baseline="fast",
+        ...     method="slow",
+        ...     arms={"fast": {"rate": 0.5}, "slow": {"rate": 0.1}},
+        ...     scales={"quick": Scale(tasks={"sample": {}}, seeds=2)},
+        ...     run=run,
+        ... )
+        >>> [(cell["arm"], cell["seed"]) for cell in study.cells(ReproduceOptions())]
+        [('fast', 0), ('slow', 0), ('fast', 1), ('slow', 1)]
     """
 
     name: str
@@ -109,13 +124,24 @@ class Study:
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def reproduce(self, options: ReproduceOptions) -> Comparison:
-        """Run what is missing at a scale, appending each result as it is known; then write and show the report.
+        """Run what is missing at a scale under a bar of its own; then write and show the report.
 
         Raises:
             ValueError: for an unknown scale, arm or task.
         """
-        from papercore.lab.report import progress, write_report
+        from papercore.lab.report import print_report, progress
 
+        with progress(f"{self.name} {options.scale}", len(self.cells(options))) as bar:
+            comparison = self.run_missing(options, bar)
+        print_report(comparison)
+        return comparison
+
+    def cells(self, options: ReproduceOptions) -> list[dict[str, Any]]:
+        """Which arms ``options`` asks for, on which tasks, from which seeds, each with all its options.
+
+        Raises:
+            ValueError: for an unknown scale, arm or task.
+        """
         scale = _pick("scale", options.scale, self.scales)
         seeds = scale.seeds if options.seeds is None else options.seeds
         if seeds < 1:
@@ -124,48 +150,48 @@ class Study:
             _pick("arm", arm, self.arms)
         for task in options.tasks or ():
             _pick("task", task, scale.tasks)
+        return [
+            {"arm": arm, "task": task, "seed": seed, "options": self._options(scale, task, arm)}
+            for seed in range(seeds)
+            for task in scale.tasks
+            for arm in self.arms
+            if arm in (options.arms or self.arms) and task in (options.tasks or scale.tasks)
+        ]
+
+    def run_missing(self, options: ReproduceOptions, bar: Any) -> Comparison:
+        """Run what is missing at a scale, appending each result as it is known, and write the report of all there is.
+
+        Args:
+            bar: a tqdm bar, which counts these runs and names the running one.
+        """
+        from papercore.lab.report import write_report
+
+        wanted = self.cells(options)
         folder = Path(options.output_dir or f"runs/{self.name}-{options.scale}")
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "results.jsonl"
         done = {_key(row): row for row in read_rows(log)}
-        cells = [
-            {
-                "arm": arm,
-                "task": task,
-                "seed": seed,
-                "options": self._options(scale, task, arm),
-            }
-            for seed in range(seeds)
-            for task in scale.tasks
-            for arm in self.arms
-        ]
-        wanted = [
-            cell
-            for cell in cells
-            if (not options.arms or cell["arm"] in options.arms)
-            and (not options.tasks or cell["task"] in options.tasks)
-        ]
         todo = [cell for cell in wanted if _key(cell) not in done]
-        for cell in progress(todo, f"{self.name} {options.scale}", len(wanted) - len(todo)):
+        bar.initial += len(wanted) - len(todo)  # they took no time
+        bar.update(len(wanted) - len(todo))
+        for cell in todo:
+            bar.set_postfix_str(f"{self.name}: {cell['task']}, {cell['arm']}, seed {cell['seed']}")
             started = time.perf_counter()
             words = f"{cell['task']}-{cell['arm']}-{cell['seed']}".replace(" ", "-").replace(",", "")
             work = folder / "work" / f"{words}-{zlib.crc32(_key(cell).encode()):08x}"  # other options, another folder
             values = self.run(dict(cell["options"]), cell["seed"], work)
-            row = {**cell, "metrics": {k: float(v) for k, v in values.items()}}
-            row |= {
-                "run": work.name,
-                "seconds": round(time.perf_counter() - started, 1),
-                "machine": machine(),
-                "versions": versions(self.name),
-            }
+            row = {**cell, "metrics": {k: float(v) for k, v in values.items()}, "run": work.name}
+            row["seconds"] = round(time.perf_counter() - started, 1)
+            row |= {"machine": machine(), "versions": versions(self.name)}
             with log.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")
             done[_key(cell)] = row
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        comparison = Comparison(
-            self, options.scale, list(scale.tasks), [done[_key(c)] for c in cells if _key(c) in done]
-        )
-        write_report(comparison, folder, command)
+            bar.update()
+        tasks = list(self.scales[options.scale].tasks)
+        everything = self.cells(dataclasses.replace(options, arms=None, tasks=None))
+        rows = [done[_key(cell)] for cell in everything if _key(cell) in done]
+        comparison = Comparison(self, options.scale, tasks, rows, folder)
+        write_report(comparison)
         return comparison
 
     def _options(self, scale: Scale, task: str, arm: str) -> dict[str, Any]:
@@ -174,12 +200,13 @@ class Study:
 
 @dataclass
 class Comparison:
-    """The finished rows of a study at one scale."""
+    """The finished rows of a study at one scale, and the folder they are kept in."""
 
     study: Study
     scale: str
     tasks: list[str]
     rows: list[dict[str, Any]]
+    folder: Path = Path()
 
     def values(self, arm: str, task: str, metric: str) -> dict[int, float]:
         """One value for each seed; none where the task has no such metric."""

@@ -115,14 +115,9 @@ class ProgressBar(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                desc="train",
-                unit="step",
-                dynamic_ncols=True,
-                mininterval=0.1 if sys.stderr.isatty() else 20,
-            )
+            often = 0.1 if sys.stderr.isatty() else 20
+            looks: Any = {"desc": "train", "unit": "step", "dynamic_ncols": True, "mininterval": often}
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, **looks)
             self.latest: dict[str, str] = {}
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
@@ -133,12 +128,9 @@ class ProgressBar(TrainerCallback):
         self, args: TrainingArguments, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
     ) -> None:
         if self.bar is not None:
-            wanted = {
-                k: v
-                for k, v in (logs or {}).items()
-                if not k.endswith(("runtime", "per_second", "epoch", "grad_norm", "total_flos", "train_loss"))
-            }
-            self.latest.update({k: f"{v:.4g}" for k, v in wanted.items() if isinstance(v, float)})
+            hidden = ("runtime", "per_second", "epoch", "grad_norm", "total_flos", "train_loss")
+            told = {k: v for k, v in (logs or {}).items() if isinstance(v, float) and not k.endswith(hidden)}
+            self.latest.update({k: f"{v:.4g}" for k, v in told.items()})
             self.bar.set_postfix(self.latest)
 
     def close(self) -> None:
