@@ -1,11 +1,7 @@
 """The verbs pretrain-teacher and train, and what they say to wrong input."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -230,30 +226,14 @@ def test_a_teacher_of_another_width_decides_the_students(tmp_path):
     assert Encoder.from_pretrained(tmp_path / "run").dim == 8
 
 
-def test_interrupted_the_same_command_ends_as_if_it_had_not_been(teacher, tmp_path):
+def test_interrupted_the_same_command_ends_as_if_it_had_not_been(teacher, launch, tmp_path):
     flags = ["train", "--teacher", str(teacher), *TINY, "--compare", "False", "--max_train", "256", "--max_test", "40"]
-    flags += [
-        "--per_device_train_batch_size",
-        "32",
-        "--num_train_epochs",
-        "5",
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        "1",
-    ]
-    code = "import sys; from disco.cli import app; sys.exit(app())"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    flags += ["--per_device_train_batch_size", "32", "--num_train_epochs", "5", "--save_strategy", "steps"]
+    flags += ["--save_steps", "1"]
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    command = [sys.executable, "-c", code, *flags, "--output_dir", str(stopped)]
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL, env=environment
-    ) as process:
-        while not list(stopped.glob("checkpoint-*/trainer_state.json")) and process.poll() is None:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        error = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    running = launch("disco.cli", [*flags, "--output_dir", stopped])
+    code, error = running.wait_for(stopped, "trainer_state.json").end(signal.SIGINT)
+    assert code == 130
     assert "the same command goes on" in error.splitlines()[-1]
     assert not (stopped / "model.safetensors").exists()
     for folder in (stopped, whole):

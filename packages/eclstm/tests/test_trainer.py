@@ -1,8 +1,5 @@
 import json
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -246,18 +243,12 @@ class TestTraining:
 
 
 class TestResume:
-    def test_a_killed_run_goes_on_to_the_same_weights(self, tiny_table, tmp_path, trained):
+    def test_a_killed_run_goes_on_to_the_same_weights(self, tiny_table, launch, tmp_path, trained):
         """kill -9 in mid-training, the same command again: bit for bit what the uninterrupted run gave."""
         folder = tmp_path / "run"
         argv = command(tiny_table, folder, num_train_epochs=12)
-        program = "import sys; from eclstm.cli import app; sys.exit(app())"
-        with subprocess.Popen(
-            [sys.executable, "-c", program, *argv], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        ) as process:
-            while process.poll() is None and not list(folder.glob("checkpoint-*/trainer_state.json")):
-                time.sleep(0.005)
-            process.send_signal(signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL
+        code, _ = launch("eclstm.cli", argv).wait_for(folder, "trainer_state.json").end(signal.SIGKILL)
+        assert code == -signal.SIGKILL
         assert not (folder / "model.safetensors").exists()
         assert app(argv) == 0
         resumed, expected = load_file(folder / "model.safetensors"), load_file(trained / "model.safetensors")
@@ -369,28 +360,3 @@ def test_simulated_fleet_is_what_a_bare_command_trains_on(tmp_path):
     train, _ = load(DataOptions(), seed=0)
     model = build_model(train, ECLSTMConfig(output_dir=str(tmp_path)), cap=120)
     assert len([column for column in model.columns if column.startswith("sensor")]) == 17  # four never change
-
-
-def test_two_processes_train_one_model(tiny_table, tmp_path):
-    """Under torchrun on a CPU (gloo): half the steps, one checkpoint, one report."""
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "eclstm.cli",
-    ]
-    argv = command(tiny_table, tmp_path / "run", num_train_epochs=1)
-    done = subprocess.run([*launch, *argv], capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("labels capped at 120") == 1
-    (state,) = (tmp_path / "run").glob("checkpoint-*/trainer_state.json")
-    alone = tmp_path / "alone"
-    assert app(command(tiny_table, alone, num_train_epochs=1)) == 0
-    (state_alone,) = alone.glob("checkpoint-*/trainer_state.json")
-    steps, steps_alone = (json.loads(path.read_text())["global_step"] for path in (state, state_alone))
-    assert steps == -(-steps_alone // 2)
-    assert load_model(str(tmp_path / "run")).cap == 120

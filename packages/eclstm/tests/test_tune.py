@@ -1,9 +1,5 @@
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import optuna
@@ -87,32 +83,16 @@ def test_a_search_with_other_options_is_refused(table, tmp_path, capsys):
     assert "sweeps 1, now 2" in capsys.readouterr().err
 
 
-def test_killed_in_mid_search_it_ends_with_the_same_trials(table, tmp_path):
+def test_killed_or_shared_a_search_ends_with_the_same_trials(table, launch, tmp_path):
     assert app(flags(table, tmp_path / "whole")) == 0
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from eclstm.cli import app; sys.exit(app())",
-        *flags(table, tmp_path / "killed"),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not list((tmp_path / "killed").glob("bracket-0-1/checkpoint-*")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.kill(process.pid, signal.SIGKILL)
-    subprocess.run(command, check=True, capture_output=True)
+    killed = launch("eclstm.cli", flags(table, tmp_path / "killed"))
+    code, _ = killed.wait_for(tmp_path / "killed" / "bracket-0-1", "checkpoint-*").end(signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert trials(tmp_path / "killed") != trials(tmp_path / "whole")
+    assert app(flags(table, tmp_path / "killed")) == 0
     assert trials(tmp_path / "killed") == trials(tmp_path / "whole")
-
-
-def test_two_workers_started_together_end_with_the_same_trials(table, tmp_path):
-    assert app(flags(table, tmp_path / "alone")) == 0
-    code = "import sys; from eclstm.cli import app; sys.exit(app())"
-    command = [sys.executable, "-c", code, *flags(table, tmp_path / "shared")]
-    workers = [
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=180)
-        assert worker.returncode == 0, errors
-    assert trials(tmp_path / "shared") == trials(tmp_path / "alone")
+    for worker in [launch("eclstm.cli", flags(table, tmp_path / "shared")) for _ in range(2)]:
+        code, error = worker.end()
+        assert code == 0, error
+    assert trials(tmp_path / "shared") == trials(tmp_path / "whole")
     assert load_model(str(tmp_path / "shared" / "best")).cap == 120

@@ -1,12 +1,7 @@
 """The verb train, end to end on a stand-in for the sample."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -225,23 +220,12 @@ def test_wrong_input_is_one_line(words, message, own, tmp_path, capsys):
     assert message in line
 
 
-def test_interrupted_the_same_command_ends_as_if_it_had_not_been(tmp_path):
+def test_interrupted_the_same_command_ends_as_if_it_had_not_been(launch, tmp_path):
     words = ["train", *QUICK, "--max_steps", "8", "--save_strategy", "steps", "--save_steps", "1", "--arm", "base"]
-    code = (
-        "import sys, pytest; from tiny_sample import stand_in; from iqa_distill.cli import app; "
-        "stand_in(pytest.MonkeyPatch()); sys.exit(app())"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    command = [sys.executable, "-c", code, *words, "--output_dir", str(stopped)]
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL, env=environment
-    ) as process:
-        while not list(stopped.glob("checkpoint-*/trainer_state.json")) and process.poll() is None:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        error = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    running = launch("tiny_sample", [*words, "--output_dir", stopped])
+    code, error = running.wait_for(stopped, "trainer_state.json").end(signal.SIGINT)
+    assert code == 130
     assert "the same command goes on" in error.splitlines()[-1]
     assert not (stopped / "model.safetensors").exists()
     for folder in (stopped, whole):

@@ -1,7 +1,8 @@
 """A stand-in for the sample, made at once: 7 small pictures, 2 kinds of distortion, 3 levels."""
 
 import numpy as np
-from iqa_distill import sample, study, train_teacher
+import pytest
+from iqa_distill import cli, sample, study, train_teacher
 from iqa_distill.data import Rated, ReferencePool, hashes
 from iqa_distill.images import Preprocessing, ScoreScale
 from iqa_distill.pixels import Pixels
@@ -48,6 +49,12 @@ def stand_in(patch):
     for module in (sample, study):
         patch.setattr(module, "sample_references", references)
     patch.setattr(train_teacher, "make_pool", pieces)
+
+
+def app(words):
+    """The command line on the stand-in, for a process of its own."""
+    stand_in(pytest.MonkeyPatch())
+    return cli.app(words)
 
 
 def rated(chosen=slice(None)):

@@ -1,10 +1,6 @@
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 
 import datasets
 import peg.train
@@ -208,17 +204,12 @@ def test_a_model_must_be_named(jsonl, tmp_path, capsys):
     assert "give --model: a folder, a Hub name, static:WIDTH or scratch:WIDTHxLAYERS" in capsys.readouterr().err
 
 
-def test_killed_in_training_the_same_command_ends_as_if_it_had_not_been(beir, tmp_path):
+def test_killed_in_training_the_same_command_ends_as_if_it_had_not_been(beir, launch, tmp_path):
     flags = ["--data", beir, *MINE, "--num_train_epochs", 15, "--save_strategy", "steps", "--save_steps", 2]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    code = "import sys; from peg.cli import app; sys.exit(app())"
-    command = [sys.executable, "-c", code, "train", *QUICK, "--output_dir", str(killed), *map(str, flags)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment) as process:
-        while not list(killed.glob("checkpoint-*")) and process.poll() is None:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    running = launch("peg.cli", ["train", *QUICK, "--output_dir", killed, *flags])
+    code, _ = running.wait_for(killed, "checkpoint-*").end(signal.SIGKILL)
+    assert code == -signal.SIGKILL
     for folder in (killed, whole):
         assert train(folder, *flags) == 0
     assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

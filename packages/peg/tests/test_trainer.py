@@ -1,9 +1,4 @@
 import dataclasses
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -348,56 +343,3 @@ class TestOutput:
         assert "arXiv:2311.11691" in card
         assert "ProgressiveContrastiveLoss" in card
         assert not [text for text in (*QUERIES, *CORPUS) if text in card]
-
-
-RANK = """
-import json
-import sys
-
-import torch
-import torch.distributed as dist
-from test_trainer import shared_run
-
-torch.set_num_threads(1)
-for number, changes in enumerate(json.load(open(sys.argv[1] + "/cases.json"))):
-    trainer = shared_run(f"{sys.argv[1]}/two-{number}", 4, **changes)
-    assert trainer.args.world_size == 2
-    assert trainer.args.gather
-    if trainer.is_world_process_zero():
-        torch.save(trainer.model.state_dict(), f"{sys.argv[1]}/{number}.pt")
-dist.barrier()  # so that neither leaves while the other is talking
-dist.destroy_process_group()
-"""
-
-
-def shared_run(folder, batch_size, **changes):
-    """Two steps of SGD on queries of two sources with ragged negatives, without dropout."""
-    data = rows(16, neg=[CORPUS[i + 1 : i + 1 + i % 4] for i in range(16)], source=["a", "b"] * 8)
-    config = PegConfig(
-        output_dir=folder, per_device_train_batch_size=batch_size, num_train_epochs=1, hard_negatives=2, temperature=0.1,
-        optim="sgd", learning_rate=0.5, weight_decay=0.0, warmup_steps=0, lr_scheduler_type="constant", max_grad_norm=0,
-        hardness_start=2.0, own_sources=["a"], save_strategy="no", disable_tqdm=True, use_cpu=True, **changes,
-    )  # fmt: skip
-    trainer = PegTrainer(bert(layers=2, dropout=0.0), config, data)
-    trainer.train()
-    return trainer
-
-
-def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
-    """With gradient caching and without, under DistributedDataParallel."""
-    cases = [{"micro_batch_tokens": 40}, {"micro_batch_tokens": None}]
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
-    (tmp_path / "rank.py").write_text(RANK)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [*command, str(tmp_path / "rank.py"), str(tmp_path)], env={**os.environ, "PYTHONPATH": here},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    start = weights(bert(layers=2, dropout=0.0))
-    for number, changes in enumerate(cases):
-        one = weights(shared_run(str(tmp_path / "one"), 8, **changes).model)
-        assert_close(torch.load(tmp_path / f"{number}.pt"), one, rtol=1e-4, atol=1e-6)
-        moved = max((one[name] - start[name]).abs().max().item() for name in one)
-        assert moved > 0.05

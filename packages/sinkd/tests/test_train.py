@@ -1,9 +1,5 @@
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -137,18 +133,13 @@ def test_a_teacher_that_was_never_fine_tuned_is_refused(table, trained, tmp_path
     assert "not fine-tuned for reviews yet" in capsys.readouterr().err
 
 
-def test_killed_in_training_the_same_command_ends_as_if_it_had_not_been(tmp_path):
+def test_killed_in_training_the_same_command_ends_as_if_it_had_not_been(launch, tmp_path):
     flags = ["train", "--max_train", "64", "--num_train_epochs", "6", "--save_strategy", "steps", "--save_steps", "1"]
-    code = "import sys; from sinkd.cli import app; sys.exit(app())"
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, *flags, "--output_dir", str(killed)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment) as process:
-        while not list(killed.glob("checkpoint-*")) and process.poll() is None:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    for folder in (killed, whole):
-        subprocess.run([*command[:-1], str(folder)], check=True, capture_output=True, env=environment)
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (killed, whole)]
+    killed, whole = ([*flags, "--output_dir", tmp_path / name] for name in ("killed", "whole"))
+    code, _ = launch("sinkd.cli", killed).wait_for(tmp_path / "killed", "checkpoint-*").end(signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    for words in (killed, whole):
+        code, error = launch("sinkd.cli", words).end()
+        assert code == 0, error
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("killed", "whole")]
     assert weights[0] == weights[1]

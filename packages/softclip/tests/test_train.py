@@ -1,11 +1,7 @@
 """The verb train, and what it says to wrong input."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import open_clip
@@ -203,24 +199,13 @@ class TestParts:
         assert name_of(DataOptions(data)) == name
 
 
-def test_interrupted_the_same_command_ends_as_if_it_had_not_been(table, tmp_path):
+def test_interrupted_the_same_command_ends_as_if_it_had_not_been(table, launch, tmp_path):
     flags = from_table(table, "--arm", "soft_self", "--save_strategy", "steps", "--save_steps", "1")
     flags[flags.index("--max_steps") + 1] = "6"
-    code = "import sys; from softclip.cli import app; sys.exit(app())"
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    command = [sys.executable, "-c", code, *flags, "--output_dir", str(stopped)]
-    with subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ) as process:
-        while not list(stopped.glob("checkpoint-*/trainer_state.json")) and process.poll() is None:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        error = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    running = launch("softclip.cli", [*flags, "--output_dir", stopped])
+    code, error = running.wait_for(stopped, "trainer_state.json").end(signal.SIGINT)
+    assert code == 130
     assert "the same command goes on" in error.splitlines()[-1]
     assert not (stopped / WEIGHTS).exists()
     for folder in (stopped, whole):
