@@ -1,7 +1,6 @@
 """The rules of ARCHITECTURE.md that a machine can check."""
 
 import ast
-import importlib
 import re
 from pathlib import Path
 
@@ -10,24 +9,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = {p.name: p for p in [*(ROOT / "packages").glob("*/src/*"), ROOT / "shared/src/papercore"]}
 METHODS = sorted(SOURCES.keys() - {"papercore"})
-PUBLIC = {
-    "eclstm": "ECLSTMCell ECLSTM ECLSTMRegressor load_keras_weights CMAPSS RunToFailure piecewise_rul rul_score hyperband "
-    "ECLSTMConfig ECLSTMTrainer",
-    "sinkd": "SinKDLoss kl reverse_kl js generalized_jsd tvd sample_l1 select_token_logits SinKDConfig SinKDTrainer",
-    "peg": "progressive_info_nce HardnessSchedule ProgressiveContrastiveLoss PegConfig PegTrainer mine_hard_negatives "
-    "retrieval_metrics",
-    "disco": "DisCo DisCoLoss ContrastiveHead seed_loss rkd_loss DisCoConfig DisCoTrainer knn_accuracy linear_probe load_teacher",
-    "softclip": "SoftClipLoss SoftClipOutput softclip_loss frozen_teacher_soft_clip_loss SoftClipModel RoiEncoder RoiTagProvider "
-    "SoftClipConfig SoftClipTrainer retrieval_recall mean_average_precision zero_shot_accuracy",
-    "dsan": "DSAN DSANOutput TextAttention DoubleSupervisionLoss CTCCharset Reading ctc_greedy ctc_beam ctc_lexicon "
-    "SyntheticWords word_accuracy DSANConfig DSANTrainer",
-    "iqa_distill": "RKIQT RKIQTOutput NARTeacher TeacherOutput AttentionPanel MaskedQualityDistillation "
-    "InductiveBiasRegularization Involution IQAConfig IQATrainer load_metric srcc krcc plcc fit_logistic",
-    "mmict": "MHub MHubConfig MMICTModel MMICTConfig Example Demonstrations DemonstrationSampler MMICTTrainer "
-    "MMICTTrainingConfig bleu rouge_l cider_d vqa_accuracy",
-    "papercore.ops": "sinkhorn sinkhorn_cost sinkhorn_divergence pairwise_lp balanced_assignment gather_features pick_device "
-    "autocast_dtype peak_memory seed_everything info_nce MemoryBank",
-}
 
 
 def imported(path):
@@ -77,12 +58,6 @@ def code_lines(path):
 
 def test_papercore_stays_thin():
     assert sum(map(code_lines, SOURCES["papercore"].rglob("*.py"))) <= 2000
-
-
-@pytest.mark.parametrize("module", PUBLIC)
-def test_public_names_exist_and_say_what_they_are(module):
-    for name in PUBLIC[module].split():
-        assert getattr(importlib.import_module(module), name).__doc__, name
 
 
 @pytest.mark.parametrize(

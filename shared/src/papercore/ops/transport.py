@@ -28,6 +28,14 @@ class SinkhornResult:
         f, g: (..., n) and (..., m), potentials in the unit of the cost; 0 where masked.
         n_iters_run: iterations done.
         n_valid: (...), rows that are not masked.
+
+    Example:
+        >>> result = sinkhorn(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), eps=1.0)
+        >>> result.plan
+        tensor([[0.3655, 0.1345],
+                [0.1345, 0.3655]])
+        >>> result.linear_cost, bool(result.converged)
+        (tensor(0.2689), True)
     """
 
     linear_cost: Tensor
