@@ -75,7 +75,13 @@ class ContrastiveHead(nn.Module):
 
 
 class DisCoOutput(NamedTuple):
-    """The loss to minimise, and its parts before their weights (detached): contrast with the queue, distance from the teacher."""
+    """The loss to minimise, and its parts before their weights (detached): contrast with the queue, distance from the teacher.
+
+    >>> student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    >>> output = DisCoLoss(dim=2, contrast_weight=0.0)(student, student, teacher, teacher)
+    >>> output.distill, output.loss  # two views, each at a squared distance of 2; weight 32
+    (tensor(4.), tensor(128.))
+    """
 
     loss: Tensor
     contrast: Tensor

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast
 from papercore.lab.cli import flag
 from papercore.lab.files import write_json
 from papercore.lab.report import console, print_table
@@ -147,9 +148,11 @@ def fit(
         views = FixedViews(Augmentation.moco(student.image_size), len(images), config.fixed_views)
         if disco.teacher is not None and teacher is not None:
             kept = Path(config.fixed_views_file or folder / "teacher-views.safetensors")
-            views.embed(teacher, images, kept, config.device, config.bf16)
+            with config.main_process_first(local=False):  # the others read it
+                views.embed(teacher, images, kept, config.device, config.bf16)
     trainer = DisCoTrainer(disco, config, train_dataset=images, views=views)
     trainer.train(resume_from_checkpoint=checkpoint)
+    broadcast(list(disco.buffers()))  # batch statistics, of which each process has its own: a student has one teacher
     if trainer.is_world_process_zero():
         student.save_pretrained(folder)
     return trainer

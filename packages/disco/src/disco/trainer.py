@@ -27,7 +27,12 @@ _NOT_SWAV = (
 
 @dataclass
 class DisCoConfig(TrainingArguments):
-    """Loss and training of one student."""
+    """Loss and training of one student.
+
+    >>> config = DisCoConfig(arm="seed", seed_temperature=0.02)
+    >>> config.queue_for(50_000), config.key_momentum_for(50_000)  # where neither is given
+    (8192, 0.99)
+    """
 
     arm: str = flag(f"{', '.join(ARMS)}, {SWAV}; moco takes no teacher", "disco")
     distill_weight: float | None = flag(
@@ -138,6 +143,16 @@ class DisCoTrainer(ModuleTrainer):
 
     Raises:
         ValueError: for fewer images than a step takes.
+
+    Example:
+        >>> import tempfile
+        >>> images = Images(torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8))
+        >>> teacher, student = (Encoder(f"cnn:{width}", dim=16, hidden=32, image_size=8) for width in ("8-16", "4-4"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     step = {"max_steps": 1, "per_device_train_batch_size": 4, "save_strategy": "no"}
+        ...     args = DisCoConfig(output_dir=folder, disable_tqdm=True, use_cpu=True, **step)
+        ...     DisCoTrainer(DisCo(student, teacher, queue_size=4), args, train_dataset=images).train().global_step
+        1
     """
 
     args: DisCoConfig

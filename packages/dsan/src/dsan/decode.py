@@ -23,6 +23,10 @@ class Reading:
     """A word that was read. Confidences are 0 to 1; that of an empty word is 0.
 
     ``scores`` are those of its characters; searches that do not know them leave it empty. ``branch`` made the word.
+
+    >>> reading = Reading("no", 0.8, [0.9, 0.7])
+    >>> reading.characters, round(reading.certainty, 3)
+    ([('n', 0.9), ('o', 0.7)], 0.794)
     """
 
     text: str
@@ -62,6 +66,11 @@ def ctc_greedy(
 
     Raises:
         ValueError: for logits of other than K + 1 classes, and an unknown confidence.
+
+    Example:
+        >>> frames = torch.tensor([[[0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.8, 0.1, 0.1], [0.1, 0.3, 0.6]]])
+        >>> ctc_greedy(frames.log(), CTCCharset("ab"))[0].text
+        'ab'
     """
     if confidence not in CONFIDENCES:
         raise ValueError(f"confidence must be one of {', '.join(CONFIDENCES)}; got {confidence!r}")
@@ -137,6 +146,12 @@ def ctc_beam(
 
     Raises:
         ValueError: for logits of other than K + 1 classes, or a beam narrower than 1.
+
+    Example:
+        >>> frames = torch.tensor([[[0.6, 0.4], [0.6, 0.4]]])  # blank, then "a"
+        >>> (word,) = ctc_beam(frames.log(), CTCCharset("a"))  # of the 4 paths 3 read "a"; the best single one reads nothing
+        >>> word.text, round(word.confidence, 4)
+        ('a', 0.64)
     """
     _check(logits, charset)
     if beam_width < 1:
@@ -220,6 +235,11 @@ def ctc_lexicon(
 
     Raises:
         ValueError: for a lexicon without words, or an unknown mode.
+
+    Example:
+        >>> frames = torch.tensor([[[0.1, 0.8, 0.1], [0.8, 0.1, 0.1], [0.1, 0.5, 0.4]]])
+        >>> ctc_greedy(frames.log(), CTCCharset("ab"))[0].text, ctc_lexicon(frames.log(), CTCCharset("ab"), ["ab", "b"])[0].text
+        ('aa', 'ab')
     """
     words = list(dict.fromkeys(filter(None, map(charset.normalize, lexicon))))
     if not words:

@@ -29,6 +29,11 @@ class DSANOutput(NamedTuple):
     """Logits (batch, frames, K + 1), or (batch, steps, K + 2) of an attention decoder; None where a branch was not asked for.
 
     ``lengths``: (batch,), frames that count, or None for all. ``attention``: the text mask at the stride of 4, or None.
+
+    >>> model = DSAN().eval()
+    >>> output = model(torch.zeros(1, 1, 32, 100), branches="both")
+    >>> output.enhancement.shape, output.attention.shape
+    (torch.Size([1, 25, 37]), torch.Size([1, 1, 8, 25]))
     """
 
     context: Tensor | None

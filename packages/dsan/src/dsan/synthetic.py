@@ -75,6 +75,12 @@ class SyntheticWords:
 
     Raises:
         ValueError: for no words, no fonts, a negative seed, or characters that none of the fonts draws.
+
+    Example:
+        >>> engine = SyntheticWords(["harbour", "kitchen"], seed=1)
+        >>> word = engine[1_000_000]
+        >>> word.image.shape, word.boxes.shape == (len(word.label), 4)
+        ((32, 100), True)
     """
 
     def __init__(

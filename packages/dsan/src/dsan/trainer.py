@@ -23,7 +23,12 @@ from dsan.model import DSAN
 
 @dataclass
 class DSANConfig(TrainingArguments):
-    """The method's own fields first, then the engine's defaults that differ."""
+    """The method's own fields first, then the engine's defaults that differ.
+
+    >>> config = DSANConfig(enhancement_weight=0.5, optimizer="adadelta", learning_rate=1.0)
+    >>> config.enhancement_weight, config.per_device_train_batch_size
+    (0.5, 64)
+    """
 
     enhancement_weight: float = flag("lambda, of the enhancement branch's loss, >= 0 (paper: not known; ours: 1)", 1.0)
     ctc_reduction: str = flag(
@@ -73,6 +78,17 @@ class DSANTrainer(ModuleTrainer):
 
     Raises:
         ValueError: for fewer crops than a step takes; for a loss that needs boxes, without boxes.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> crops = np.random.default_rng(0).integers(0, 256, (4, 1, 32, 100), np.uint8)
+        >>> words = Words.from_arrays(crops, ["stop", "exit", "open", "taxi"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     step = {"max_steps": 1, "per_device_train_batch_size": 4, "save_strategy": "no"}
+        ...     args = DSANConfig(output_dir=folder, disable_tqdm=True, use_cpu=True, **step)
+        ...     DSANTrainer(DSAN(), args, train_dataset=words).train().global_step
+        1
     """
 
     args: DSANConfig

@@ -95,6 +95,21 @@ def hyperband(
 
     Returns:
         the best trial at ``max_budget``.
+
+    Raises:
+        ValueError: as :func:`brackets`.
+
+    Example:
+        >>> import tempfile
+        >>> def space(trial):
+        ...     return {"x": trial.suggest_float("x", -1, 1)}
+        >>> def objective(options, budget, folder):  # in earnest: train to the budget, from what is in the folder
+        ...     return options["x"] ** 2 + 1 / budget
+        >>> study = optuna.create_study()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     best = hyperband(study, objective, space, Path(folder), min_budget=1, max_budget=9)
+        >>> best.user_attrs["budget"], len(study.trials)
+        (9, 20)
     """
     plan = brackets(min_budget, max_budget, eta) * sweeps
     configurations: dict[int, list[FrozenTrial]] = {}

@@ -33,6 +33,15 @@ class CMAPSS:
 
     Raises:
         FileNotFoundError: if a file is missing. ValueError: if it has not 26 columns, or RUL and test disagree in number.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:  # NASA's files in miniature: one engine, one cycle
+        ...     for name, text in (("train", "1 1" + 24 * " 0.5"), ("test", "1 1" + 24 * " 0.5"), ("RUL", "112")):
+        ...         _ = Path(folder, f"{name}_FD001.txt").write_text(text)
+        ...     turbofans = CMAPSS(folder, "FD001")
+        >>> turbofans.train.columns[2:4], turbofans.test.remaining
+        (['setting_3', 'sensor_1'], array([112.]))
     """
 
     def __init__(self, root: str | Path, subset: str = "FD001") -> None:

@@ -204,8 +204,16 @@ def select_features(table: RunToFailure, cap: float | None = 120.0, significance
     the number of tests: Kendall's tau (asymptotic p) for columns of more than two values, a two-sample
     Kolmogorov-Smirnov test of the label split by value for those of two.
 
+    Args:
+        cap: of the labels, in their unit; None: none. significance: largest p of a column that stays, 0 to 1.
+
     Raises:
         ValueError: if none is left.
+
+    Example:
+        >>> frame = pd.DataFrame({"unit": 1, "cycle": range(40), "wear": np.arange(40) ** 2, "setting": 7.0})
+        >>> select_features(RunToFailure(frame))
+        ['wear']
     """
     labels = table.labels(cap)
     kept = []
@@ -240,6 +248,12 @@ class Segments(Dataset[dict[str, Tensor]]):
         ValueError: if no unit is long enough.
 
     Items are ``{"segments": (rows, columns) float32, "labels": () float32}``; a list of indices gives a whole batch.
+
+    Example:
+        >>> fleet = RunToFailure(pd.DataFrame({"unit": 1, "cycle": range(5), "oil": [0.1, 0.2, 0.4, 0.5, 0.9]}))
+        >>> segments = Segments(fleet, ["oil"], rows=3, labels=fleet.labels(cap=120))
+        >>> len(segments), segments[0]["segments"].flatten(), segments[0]["labels"]
+        (3, tensor([0.1000, 0.2000, 0.4000]), tensor(2.))
     """
 
     def __init__(

@@ -27,6 +27,13 @@ def export_onnx(model: ECLSTMRegressor, path: str | Path) -> None:
 
     Raises:
         ValueError: if onnx and onnxscript are not installed.
+
+    Example:
+        >>> model = ECLSTMRegressor(["heat", "flow"])
+        >>> model.rows, len(model.columns)  # the sizes of a segment
+        (20, 2)
+        >>> export_onnx(model, "model.onnx")  # doctest: +SKIP
+        >>> onnxruntime.InferenceSession("model.onnx").run(["rul"], {"segments": segments})  # doctest: +SKIP
     """
     path = Path(path)
     try:

@@ -21,6 +21,13 @@ def load_keras_weights(module: ECLSTM | ECLSTMCell, arrays: Mapping[str, np.ndar
 
     Raises:
         ValueError: if an array is missing or has another shape than the layer; the message names it.
+
+    Example:
+        >>> layer = ECLSTM((16, 14, 1), filters=[10], kernel_sizes=[3])
+        >>> shapes = {"kernel_0": (3, 14, 1, 40), "bias_0": (40,), "recurrent_kernel_0": (3, 1, 10, 50)}
+        >>> load_keras_weights(layer, {name: np.full(shape, 0.5) for name, shape in shapes.items()})
+        >>> layer.cell.biases[0].mean().item()
+        0.5
     """
     cell = module.cell if isinstance(module, ECLSTM) else module
     last = len(cell.kernels) - 1

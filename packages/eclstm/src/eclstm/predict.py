@@ -30,9 +30,17 @@ class PredictOptions:
 
 
 def remaining_life(model: ECLSTMRegressor, table: RunToFailure) -> pd.DataFrame:
-    """One row for each unit: its name, the time of its last row, the predicted life left, and whether it was padded.
+    """One row for each unit: its name, the time of its last row, the predicted life left (in the unit of the
+    labels), and whether it was padded.
 
     A unit with fewer rows than the model reads is padded in front with copies of its first row.
+
+    Example:
+        >>> model = ECLSTMRegressor(["oil"])  # random weights; load_model reads what `eclstm train` wrote
+        >>> frame = pd.DataFrame({"unit": [1] * 30 + [2] * 5, "cycle": range(35), "oil": np.linspace(0, 1, 35)})
+        >>> life = remaining_life(model, RunToFailure(frame))
+        >>> life[["unit", "time", "padded"]].values.tolist()
+        [[1, 29.0, False], [2, 34.0, True]]
     """
     segments = Segments(table, model.columns, model.rows, np.zeros(len(table.values)), last_only=True)
     return pd.DataFrame(

@@ -30,7 +30,12 @@ from eclstm.sources import DataOptions, load
 
 @dataclass
 class ECLSTMConfig(TrainingArguments):
-    """Network and training of one regressor; the defaults are the authors' naive setting on C-MAPSS (their code)."""
+    """Network and training of one regressor; the defaults are the authors' naive setting on C-MAPSS (their code).
+
+    >>> config = ECLSTMConfig(sequence_length=10, window_size=12, layers='[{"filters": [8], "kernel_sizes": [5]}]')
+    >>> config.layers, config.learning_rate
+    ([{'filters': [8], 'kernel_sizes': [5]}], 0.001)
+    """
 
     sequence_length: int = flag("sub-windows T of a segment, the recurrent steps (authors' naive: 5)", 5)
     window_size: int = flag("cycles L of a sub-window (authors' naive: 16); a segment has T + L - 1", 16)
@@ -103,6 +108,19 @@ class ECLSTMTrainer(ModuleTrainer):
         model: a :class:`eclstm.ECLSTMRegressor` (:func:`build_model` makes one that fits the data).
         args: an :class:`ECLSTMConfig`.
         train_dataset, eval_dataset: :class:`eclstm.data.Segments`, or any that give segments and labels.
+
+    Example:
+        >>> import tempfile
+        >>> from eclstm.simulated import simulate
+        >>> fleet = simulate(units=2, seed=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     step = {"num_train_epochs": 1, "every": 50, "disable_tqdm": True, "use_cpu": True}
+        ...     args = ECLSTMConfig(output_dir=folder, **step)
+        ...     model = build_model(fleet, args, cap=120)
+        ...     train, validation = split_segments(fleet, model, args)
+        ...     result = ECLSTMTrainer(model, args, train, validation).train()
+        >>> result.metrics["epoch"]
+        1.0
     """
 
     def __init__(

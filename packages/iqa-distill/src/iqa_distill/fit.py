@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.utils import broadcast
 from papercore.lab.training import resumable
 from papercore.ops import seed_everything
 
@@ -36,6 +37,7 @@ def fit(
         model, config, rated=rated, preprocessing=preprocessing, scale=scale, pool=pool, validation=validation
     )
     trainer.train(resume_from_checkpoint=checkpoint)
+    broadcast(list(model.buffers()))  # batch statistics, of which each process has its own: all learn from one teacher
     if trainer.is_world_process_zero():
         model.network.save_pretrained(str(config.output_dir))
     return trainer

@@ -95,5 +95,13 @@ def load_metric(path: str | Path, device: torch.device | str | None = None, as_l
     """A :class:`QualityMetric` of what `iqa-distill train` wrote, named after its folder. Errors: :func:`load_model`.
 
     ``load_metric("runs/iqa-distill-sample")("photo.jpg")`` gives a tensor with one score.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     RKIQT("tiny").save_pretrained(folder)  # random weights, in place of what `iqa-distill train` writes
+        ...     metric = load_metric(folder)
+        >>> metric(torch.rand(2, 3, 128, 160)).shape, metric.score_range, metric.lower_better
+        (torch.Size([2]), (0.0, 1.0), False)
     """
     return QualityMetric(load_model(path, device), model_folder(path).name, as_loss)

@@ -39,12 +39,20 @@ def srcc(predictions: ArrayLike, scores: ArrayLike) -> float:
 
 
 def krcc(predictions: ArrayLike, scores: ArrayLike) -> float:
-    """Kendall's tau-b. Arguments, NaN and errors as :func:`srcc`."""
+    """Kendall's tau-b, -1 to 1. Arguments, NaN and errors as :func:`srcc`.
+
+    >>> round(krcc([1.0, 2.0, 4.0, 3.0], [10.0, 20.0, 30.0, 40.0]), 6)
+    0.666667
+    """
     return _defined("KRCC", predictions, scores, lambda x, y: float(kendalltau(x, y).statistic))
 
 
 def plcc(predictions: ArrayLike, scores: ArrayLike) -> float:
-    """Pearson's linear correlation of the raw predictions, as DEIQT's code reports it. Else as :func:`srcc`."""
+    """Pearson's linear correlation of the raw predictions, as DEIQT's code reports it. Else as :func:`srcc`.
+
+    >>> round(plcc([1.0, 2.0, 4.0], [10.0, 20.0, 30.0]), 6)
+    0.981981
+    """
     return _defined("PLCC", predictions, scores, _pearson)
 
 

@@ -28,7 +28,13 @@ TINY: dict[str, Any] = {
 
 
 class RKIQTOutput(NamedTuple):
-    """Scores are normalised; see :attr:`RKIQT.scale`. ``blocks``: patch tokens after the blocks that were asked for."""
+    """Scores are normalised; see :attr:`RKIQT.scale`. ``blocks``: patch tokens after the blocks that were asked for.
+
+    >>> model = RKIQT("tiny").eval()
+    >>> output = model(torch.zeros(2, 3, 96, 96), blocks=[0, 2])
+    >>> model.scale.restore(output.score).shape, len(output.blocks)
+    (torch.Size([2]), 2)
+    """
 
     score: Tensor
     conv: Tensor

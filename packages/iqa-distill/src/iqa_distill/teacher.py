@@ -20,7 +20,13 @@ PATCH = 16  # pixels of the student's patch
 
 class TeacherOutput(NamedTuple):
     """``score``: (batch,), normalised. ``layers``: tokens of the difference after each encoder layer, (batch, N, dim).
-    ``kinds``: logits of the distortion, (batch, kinds), or None."""
+    ``kinds``: logits of the distortion, (batch, kinds), or None.
+
+    >>> distorted, pristine = torch.rand(2, 2, 3, 96, 96)
+    >>> output = NARTeacher("tiny", kinds=5).eval()(distorted, pristine)
+    >>> output.score.shape, len(output.layers), output.kinds.shape
+    (torch.Size([2]), 2, torch.Size([2, 5]))
+    """
 
     score: Tensor
     layers: list[Tensor]

@@ -143,7 +143,8 @@ def train(data: DataOptions, options: ModelOptions, config: IQAConfig) -> dict[s
                 splits.pool, dataclasses.replace(data, crop_size=student.preprocessing.crop_size),
                 TeacherOptions(pieces=SAMPLE_PIECES), of_teacher(config, Path(place), **SAMPLE_TEACHER),
             )  # fmt: skip
-        nar, weak = load_teacher(place, splits.test.ids if splits.test else ())
+        with config.main_process_first(local=False):  # that which writes the teacher's record
+            nar, weak = load_teacher(place, splits.test.ids if splits.test else ())
         if weak:
             console.print(weak, soft_wrap=True)
         distillation(student, config, nar, None)  # refuses a teacher that does not fit, before others are trained

@@ -82,7 +82,8 @@ def teach_by_gmsd(pool: ReferencePool, data: DataOptions, options: TeacherOption
     cache.parent.mkdir(parents=True, exist_ok=True)
     arrays = [pool.pixels[i].movedim(0, -1).numpy() for i in range(len(pool))]
     side = (data.crop_size or default_crop(options.nar_backbone)) + WIDER
-    drawn = make_pool(arrays, options.pieces, crop=side, seed=config.seed, cache=cache)
+    with config.main_process_first(local=False):  # the others read it
+        drawn = make_pool(arrays, options.pieces, crop=side, seed=config.seed, cache=cache)
     known = len(pool) - max(1, round(HELD_OUT * len(pool)))
 
     def part(chosen: np.ndarray) -> Rated:

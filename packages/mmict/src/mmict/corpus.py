@@ -83,7 +83,13 @@ class Corpus:
 
 @dataclass
 class Example:
-    """A demonstration: its picture (or the frames of its video), the text, and the question that the text answers, if any."""
+    """A demonstration: its picture (or the frames of its video), the text, and the question that the text answers, if any.
+
+    >>> caption = Example("dog.jpg", "a dog runs")
+    >>> answer = Example(["first.jpg", "last.jpg"], "red", question="what colour is the car?")  # frames of a video
+    >>> caption.question, answer.text
+    ('', 'red')
+    """
 
     images: Images
     text: str

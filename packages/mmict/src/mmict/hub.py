@@ -24,6 +24,10 @@ class MHubConfig:
         vision_width: of the visual features. lm_width: of the language model's embeddings. queries: n.
         hidden, layers, heads, intermediate, dropout: of the Q-Former. vocabulary, positions: of its text.
         cross_attention_frequency: queries look at the picture in every so many layers, from the first.
+
+    >>> small = MHubConfig(vision_width=96, lm_width=128, queries=8, hidden=64, layers=2, heads=4, intermediate=128)
+    >>> small.queries, MHubConfig().queries
+    (8, 32)
     """
 
     vision_width: int = 1408

@@ -60,6 +60,9 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]], n: int
 
     Raises:
         ValueError: if there are no predictions, or not one or more references for each.
+
+    >>> [round(value, 4) for value in bleu(["a red kite flies"], [["a red kite flies high", "a kite"]])]
+    [0.7788, 0.7788, 0.7788, 0.7788]
     """
     _check(predictions, references)
     right, guessed = np.zeros(n), np.zeros(n)
@@ -83,6 +86,9 @@ def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
     F with beta 1.2.
 
     Arguments and errors: as :func:`bleu`.
+
+    >>> rouge_l(["a red kite"], [["a red kite", "two dogs"]]), round(rouge_l(["a red kite"], [["a kite in the sky"]]), 4)
+    (1.0, 0.4784)
     """
     _check(predictions, references)
     return float(np.mean([_rouge_l(*item) for item in zip(predictions, references, strict=True)]))
@@ -95,6 +101,10 @@ def cider_d(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
     every n-gram 0 where there is one image alone: then all is 0, and a warning says so.
 
     Arguments and errors: as :func:`bleu`.
+
+    >>> mean, items = cider_d(["a red kite flies", "a cat sleeps"], [["a red kite flies"], ["two dogs run"]])
+    >>> items.round(4).tolist()
+    [10.0, 0.0]
     """
     _check(predictions, references)
     if len(predictions) < 2:

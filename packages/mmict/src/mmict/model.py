@@ -68,6 +68,13 @@ class MMICTConfig:
         official_padding: as the official code, give the language model also the rows of padding behind a demonstration's text,
             and let a decoder-only one begin to answer from the padding behind the prompt: then a dialog's result depends on
             which others share its batch. For parity only.
+
+    Raises:
+        ValueError: for an unknown demonstration, separator or reduction.
+
+    >>> vanilla = MMICTConfig(demonstration="visual+raw_text", guided=False)
+    >>> MMICTConfig().demonstration
+    'vt_text'
     """
 
     demonstration: str = "vt_text"
@@ -99,7 +106,14 @@ class MMICTOutput(NamedTuple):
 
 @dataclass
 class Demonstrations:
-    """Encoded demonstrations, (rows, lm_width): they do not depend on the query, so any number of queries can share them."""
+    """Encoded demonstrations, (rows, lm_width): they do not depend on the query, so any number of queries can share them.
+
+    :meth:`MMICTModel.encode_demonstrations` makes them. They stand one after the other, so two sets can be joined:
+
+    >>> three, two = Demonstrations(torch.zeros(3 * 8, 128)), Demonstrations(torch.ones(2 * 8, 128))
+    >>> Demonstrations(torch.cat([three.rows, two.rows])).rows.shape
+    torch.Size([40, 128])
+    """
 
     rows: Tensor
 
@@ -120,6 +134,22 @@ class MMICTModel(nn.Module):
 
     Raises:
         ValueError: if their widths or vocabularies do not fit.
+
+    Example:
+        >>> from mmict.hub import MHubConfig
+        >>> from mmict.sample import render_shapes
+        >>> from mmict.small import word_tokenizers
+        >>> from transformers import T5Config, T5ForConditionalGeneration
+        >>> shapes = render_shapes(6)  # pictures of coloured shapes, with captions
+        >>> processor = Processor(*word_tokenizers(shapes.texts, most=50))
+        >>> vision = VisionEncoder(nn.Conv2d(3, 8, 16, 16), source="mine", image_size=48)
+        >>> hub = MHub(MHubConfig(8, 16, queries=2, hidden=16, layers=1, heads=2, intermediate=16, vocabulary=100))
+        >>> size = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2, "num_layers": 1}
+        >>> lm = T5ForConditionalGeneration(T5Config(vocab_size=100, decoder_start_token_id=0, **size))
+        >>> model = MMICTModel.from_parts(vision, hub, lm, processor)
+        >>> shown = model.encode_demonstrations([Example(shapes.images[0], shapes.texts[0])])
+        >>> len(model.generate(shapes.images[1:4], demonstrations=shown, num_beams=1, max_new_tokens=3))
+        3
     """
 
     def __init__(

@@ -11,7 +11,8 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -98,8 +99,8 @@ def small_model(
     if not (folder / "warm" / "config.json").exists():
         model = cold_model(folder, options)
         corpus = prepare(model, samples, folder / "features.npy")
-        _fit(WarmUp(model, corpus), folder / "warming", options, options.steps[2], 24)
-        model.save_pretrained(folder / "warm")
+        save = partial(model.save_pretrained, folder / "warm")
+        _fit(WarmUp(model, corpus), folder / "warming", options, options.steps[2], 24, save)
     return MMICTModel.from_pretrained(folder / "warm")
 
 
@@ -294,35 +295,39 @@ class StageTrainer(PartTrainer):
         return (loss, {}) if return_outputs else loss
 
 
-def _fit(stage: Stage, folder: Path, options: SmallOptions, steps: int, batch: int) -> None:
-    """Train a stage in ``folder``, or go on with it."""
+def _fit(stage: Stage, folder: Path, options: SmallOptions, steps: int, batch: int, save: Callable[[], None]) -> None:
+    """Train a stage in ``folder``, or go on with it; of several processes one saves what it made, before another reads it."""
     config = MMICTTrainingConfig(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=batch, learning_rate=1e-3, max_grad_norm=1.0,
         warmup_steps=0.1, seed=options.seed, save_strategy="steps", save_steps=0.5,
     )  # fmt: skip
     checkpoint = resumable(folder, config, options)
     StageTrainer(model=stage, args=config, train_dataset=Rows(stage.count)).train(resume_from_checkpoint=checkpoint)
+    with config.main_process_first(local=False):
+        if config.process_index == 0:
+            save()
 
 
 def _train_vision(folder: Path, samples: Samples, options: SmallOptions) -> None:
     seed_everything(options.seed)
     stage = Naming(samples, options)
-    _fit(stage, folder / "naming", options, options.steps[0], 32)
     size = {"height": options.image_size, "width": options.image_size}
-    (folder / "vision").mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / "vision" / "preprocessor_config.json",
-        {"image_processor_type": "CLIPImageProcessor", "size": size, "image_mean": MEAN, "image_std": STD},
-    )
-    with quiet_loading():
-        stage.vision.save_pretrained(str(folder / "vision"))
+
+    def save() -> None:
+        write_json(
+            folder / "vision" / "preprocessor_config.json",
+            {"image_processor_type": "CLIPImageProcessor", "size": size, "image_mean": MEAN, "image_std": STD},
+        )
+        with quiet_loading():
+            stage.vision.save_pretrained(str(folder / "vision"))
+
+    _fit(stage, folder / "naming", options, options.steps[0], 32, save)
 
 
 def _train_lm(folder: Path, samples: Samples, texts: Sequence[str], options: SmallOptions) -> None:
     seed_everything(options.seed)
     read = [demonstration_text(*pair) for pair in zip(samples.texts, samples.questions, strict=True)]
     processor = Processor(*word_tokenizers([*read, *texts], options.vocabulary))
-    processor.save_pretrained(folder / "tokenizers")
     lm = T5ForConditionalGeneration(
         T5Config(
             vocab_size=len(processor.lm_tokenizer), d_model=options.width, d_kv=options.width // 4, d_ff=2 * options.width,
@@ -330,9 +335,13 @@ def _train_lm(folder: Path, samples: Samples, texts: Sequence[str], options: Sma
         )
     )  # fmt: skip
     lm.config.decoder_start_token_id = lm.generation_config.decoder_start_token_id = 0
-    _fit(Completing(lm, processor, samples, texts), folder / "completing", options, options.steps[1], 24)
-    with quiet_loading():
-        lm.save_pretrained(str(folder / "lm"))
+
+    def save() -> None:
+        processor.save_pretrained(folder / "tokenizers")
+        with quiet_loading():
+            lm.save_pretrained(str(folder / "lm"))
+
+    _fit(Completing(lm, processor, samples, texts), folder / "completing", options, options.steps[1], 24, save)
 
 
 def _related(texts: Sequence[str], most: int = 8) -> np.ndarray:

@@ -158,7 +158,8 @@ def train(data: DataOptions, options: ModelOptions, config: MMICTTrainingConfig)
         dtype = torch.bfloat16 if own.bf16 else None
         model = new_model(options, splits, folder, own.model_config(), stages, dtype).to(pick_device())
         if corpus is None:  # the frozen parts are the same in all arms
-            corpus = prepare(model, splits.train, cache)
+            with own.main_process_first(local=False):  # the others read it
+                corpus = prepare(model, splits.train, cache)
             queries = None if first is None else prepare(model, splits.tests[first])
         console.print(f"{arm}: {own.shown} demonstrations ({ARMS[arm][0]})", soft_wrap=True)
         trainer = fit(

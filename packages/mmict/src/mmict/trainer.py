@@ -35,7 +35,12 @@ ARMS = {
 
 @dataclass
 class MMICTTrainingConfig(TrainingArguments):
-    """How to tune. "official" is the authors' code."""
+    """How to tune. "official" is the authors' code.
+
+    >>> config = MMICTTrainingConfig(arm="ict", k=4)
+    >>> config.model_config().demonstration, config.shown, MMICTTrainingConfig(arm="ft").shown
+    ('visual+raw_text', 4, 0)
+    """
 
     arm: str = flag(
         "mmict; ft: no demonstrations; ft+text: the same with features guided by the prompt; ict: features and text of each "
@@ -118,6 +123,29 @@ class MMICTTrainer(PartTrainer):
     Args:
         model, args: as the Trainer's. corpus: what to learn from; also the pool of demonstrations. sampler: draws them.
         validation: what eval_loss is measured on, with demonstrations from the same pool.
+
+    Example:
+        >>> import tempfile
+        >>> from mmict.corpus import new_sampler, prepare
+        >>> from mmict.hub import MHub, MHubConfig
+        >>> from mmict.processor import Processor
+        >>> from mmict.sample import render_shapes
+        >>> from mmict.small import word_tokenizers
+        >>> from mmict.vision import VisionEncoder
+        >>> from transformers import T5Config, T5ForConditionalGeneration
+        >>> shapes = render_shapes(6)  # pictures of coloured shapes, with captions
+        >>> processor = Processor(*word_tokenizers(shapes.texts, most=50))
+        >>> vision = VisionEncoder(nn.Conv2d(3, 8, 16, 16), source="mine", image_size=48)
+        >>> hub = MHub(MHubConfig(8, 16, queries=2, hidden=16, layers=1, heads=2, intermediate=16, vocabulary=100))
+        >>> size = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2, "num_layers": 1}
+        >>> lm = T5ForConditionalGeneration(T5Config(vocab_size=100, decoder_start_token_id=0, **size))
+        >>> model = MMICTModel.from_parts(vision, hub, lm, processor)
+        >>> corpus = prepare(model, shapes)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     step = {"max_steps": 1, "per_device_train_batch_size": 2, "save_strategy": "no"}
+        ...     args = MMICTTrainingConfig(output_dir=folder, disable_tqdm=True, use_cpu=True, **step)
+        ...     MMICTTrainer(model=model, args=args, corpus=corpus, sampler=new_sampler(corpus)).train().global_step
+        1
     """
 
     args: MMICTTrainingConfig

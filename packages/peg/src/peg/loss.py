@@ -19,7 +19,18 @@ from peg._negatives import LogWeight, Negatives
 
 @runtime_checkable
 class WeightSchedule(Protocol):
-    """What a schedule must have: write your own, should you know a better formula than ours."""
+    """What a schedule must have: write your own, should you know a better formula than ours.
+
+    >>> class Squared:
+    ...     def lam(self, step, total):
+    ...         return 5.0 * step / total
+    ...     def log_weight(self, sim, sim_pos, lam):
+    ...         return lam * sim.square()
+    >>> isinstance(Squared(), WeightSchedule)
+    True
+    >>> rows = torch.eye(4)
+    >>> output = progressive_info_nce(rows, rows, hardness=2.5, difficulty=Squared().log_weight)
+    """
 
     def lam(self, step: int, total: int) -> float:
         """The hardness after ``step`` of ``total`` optimiser steps."""
@@ -79,7 +90,13 @@ class HardnessSchedule:
 
 
 class ProgressiveOutput(NamedTuple):
-    """The loss and, detached, what to log beside it. The last three are None unless ``statistics`` were asked for."""
+    """The loss and, detached, what to log beside it. The last three are None unless ``statistics`` were asked for.
+
+    >>> rows = torch.eye(4)
+    >>> output = progressive_info_nce(rows, rows, statistics=True)
+    >>> output.effective_negatives, output.masked
+    (tensor(3.), tensor(0.))
+    """
 
     loss: Tensor
     positive_probability: Tensor  # mean over the queries of the softmax's share of the positive

@@ -66,6 +66,15 @@ def mine_hard_negatives(
 
     Raises:
         ValueError: for options out of range, and for queries without a positive; it lists the first five.
+
+    Example:
+        >>> from peg.models import new_model
+        >>> corpus = {"a": "opens the file", "b": "closes the file", "c": "counts the lines"}
+        >>> data = RetrievalData({"q": "how to open it"}, corpus, {"q": {"a": 1}})
+        >>> model = new_model("static:8", corpus.values())  # random weights; best the encoder that training starts from
+        >>> mined = mine_hard_negatives(model, data, ranks=(0, 3), num_negatives=2, relative=None)
+        >>> sorted(mined["q"])
+        ['b', 'c']
     """
     if not 0 <= ranks[0] < ranks[1]:
         raise ValueError(f"ranks must be a first rank of at least 0 and a larger end, got {tuple(ranks)}")

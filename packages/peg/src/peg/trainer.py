@@ -20,7 +20,12 @@ from peg.sentence_loss import ProgressiveContrastiveLoss
 
 @dataclass
 class PegConfig(SentenceTransformerTrainingArguments):
-    """Loss, batch and training. The paper gives 5 hard negatives and 80,000 negatives in a batch; the rest is ours."""
+    """Loss, batch and training. The paper gives 5 hard negatives and 80,000 negatives in a batch; the rest is ours.
+
+    >>> config = PegConfig(target_negatives=600, hard_negatives=5, hardness_end=3.0)  # 100 queries, each with 6 candidates
+    >>> config.per_device_train_batch_size, config.schedule().end
+    (100, 3.0)
+    """
 
     target_negatives: int | None = flag(
         "candidates in a step, over all devices: sets the batch to this / (1 + hard_negatives) queries (paper: 80,000)",
@@ -112,6 +117,17 @@ class PegTrainer(OneBar, SentenceTransformerTrainer):
 
     Raises:
         ValueError: for rows without these columns, or fewer of them than a step needs.
+
+    Example:
+        >>> import tempfile
+        >>> from peg.models import new_model
+        >>> texts = ["open the file", "close the file", "count the lines", "read a line"]
+        >>> rows = datasets.Dataset.from_list([{"query": f"how to {text}", "pos": [text]} for text in texts])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     step = {"max_steps": 1, "per_device_train_batch_size": 4, "save_strategy": "no"}
+        ...     args = PegConfig(output_dir=folder, disable_tqdm=True, use_cpu=True, **step)
+        ...     PegTrainer(new_model("static:8", texts), args, rows).train().global_step
+        1
     """
 
     args: PegConfig

@@ -20,7 +20,12 @@ from sinkd.tokens import select_token_logits
 
 @dataclass
 class SinKDConfig(TrainingArguments):
-    """Loss and training of one student. The loss is (1 - alpha) CE + alpha KD + beta scale Sinkhorn."""
+    """Loss and training of one student. The loss is (1 - alpha) CE + alpha KD + beta scale Sinkhorn.
+
+    >>> config = SinKDConfig(beta=0.05, tau=4.0, num_train_epochs=10)
+    >>> config.criterion().tau, SinKDConfig(preset="rte").criterion().kd_temperature
+    (4.0, 3.5)
+    """
 
     preset: str | None = flag(
         "weights of the authors' code for cola, mnli, mrpc, qnli, qqp, rte, sst2 or t0, instead of the flags of the loss",
@@ -112,6 +117,17 @@ class SinKDTrainer(ModuleTrainer):
 
     Raises:
         ValueError: if student and teacher differ in kind, labels or vocabulary.
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> size = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+        >>> student, teacher = BertForSequenceClassification(size), BertForSequenceClassification(size)
+        >>> rows = [{"input_ids": [1, 2, 3], "labels": 0}, {"input_ids": [4, 5, 6], "labels": 1}]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     args = SinKDConfig(output_dir=folder, max_steps=1, save_strategy="no", disable_tqdm=True, use_cpu=True)
+        ...     SinKDTrainer(student, teacher, args, train_dataset=rows).train().global_step
+        1
     """
 
     args: SinKDConfig

@@ -33,6 +33,11 @@ class SoftClipOutput(NamedTuple):
     Args:
         loss: the weighted sum. soft: L_soft. relation: L_re. clip: L_CLIP. roi_tag: L_CLIP(R, G). A term whose weight is 0 is 0.
         target_entropy: mean entropy of the softened targets, nats; near 0 they are one-hot again.
+
+    >>> rows = torch.eye(3)
+    >>> output = softclip_loss(rows, rows, 2.0, rows, rows, beta=0.3)
+    >>> output.target_entropy, bool(output.loss == output.soft + output.relation)
+    (tensor(0.2819), True)
     """
 
     loss: Tensor
@@ -354,6 +359,11 @@ def frozen_teacher_soft_clip_loss(
 
     Raises:
         ValueError: for shapes that differ, fewer than 2 rows, or a temp that is not positive.
+
+    Example:
+        >>> teacher = torch.eye(3)
+        >>> frozen_teacher_soft_clip_loss(teacher, teacher) < frozen_teacher_soft_clip_loss(teacher.roll(1, 0), teacher)
+        tensor(True)
     """
     if preds.shape != targets.shape or len(preds) < 2:
         raise ValueError(

@@ -31,6 +31,13 @@ class RoiEncoder(nn.Module):
 
     Raises:
         ValueError: for another tower, whose rear it does not know.
+
+    Example:
+        >>> from softclip.checkpoints import new_clip
+        >>> clip, _ = new_clip("tiny-vit", seed=0)  # or any CLIP ViT or ResNet of open_clip.create_model
+        >>> encoder = RoiEncoder(clip.visual, roi_width=196)
+        >>> encoder(clip.visual, torch.randn(2, 10, 196)).shape  # ten regions of each of two images
+        torch.Size([2, 128])
     """
 
     def __init__(self, visual: Any, roi_width: int) -> None:
@@ -96,6 +103,16 @@ class SoftClipModel(nn.Module):
     Args:
         clip: with ``encode_image``, ``encode_text``, ``visual`` and ``logit_scale``.
         roi_encoder: None: regions are frozen guides, whose mean is their embedding.
+
+    Example:
+        >>> from softclip.checkpoints import new_clip
+        >>> clip, _ = new_clip("tiny-vit", seed=0)
+        >>> model = SoftClipModel(clip, RoiEncoder(clip.visual, roi_width=196))
+        >>> images = ImageRoiBatch(torch.randn(2, 3, 32, 32), roi=torch.randn(2, 10, 196))
+        >>> tokens = torch.randint(1, 99, (2, 16))
+        >>> output = model(images, TextTagBatch(tokens, tags=tokens))
+        >>> ", ".join(output)
+        'image_features, roi_features, text_features, tag_features, logit_scale'
     """
 
     def __init__(self, clip: nn.Module, roi_encoder: RoiEncoder | None = None) -> None:

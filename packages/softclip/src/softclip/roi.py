@@ -42,7 +42,15 @@ class RoiTags(NamedTuple):
 
 
 class RoiTagProvider(Protocol):
-    """Gives the regions of an image in RGB; ``index`` is its position in the pairs."""
+    """Gives the regions of an image in RGB; ``index`` is its position in the pairs. Any such function will do.
+
+    >>> from softclip.sample import render_scenes
+    >>> def colour(image: Image.Image, index: int) -> RoiTags:  # the whole image as one region, and a tag
+    ...     return RoiTags(torch.tensor([image.resize((1, 1)).getpixel((0, 0))]) / 255, ["scene"])
+    >>> roi, mask, tags = collect(colour, render_scenes(4))
+    >>> roi.shape, tags[0]
+    (torch.Size([4, 1, 3]), ['scene'])
+    """
 
     def __call__(self, image: Image.Image, index: int) -> RoiTags: ...
 

@@ -36,7 +36,12 @@ MOST_SCALE = math.log(100)  # of logit_scale, before exponentiation, as in CLIP
 
 @dataclass
 class SoftClipConfig(TrainingArguments):
-    """The method's own fields first, then the engine's defaults that differ."""
+    """The method's own fields first, then the engine's defaults that differ.
+
+    >>> config = SoftClipConfig(arm="soft", beta=0.5)  # without the relation term
+    >>> config.build_loss().options["lam"], config.needs
+    (0.0, True)
+    """
 
     arm: str = flag(
         "soft_re: the method; soft: without the relation term; soft_self: guided by images and texts themselves; to compare "
@@ -129,6 +134,18 @@ class SoftClipTrainer(ModuleTrainer):
 
     Raises:
         ValueError: for fewer pairs than a step takes; for encoders of regions that nothing would train.
+
+    Example:
+        >>> import tempfile
+        >>> from softclip.checkpoints import new_clip, tokenizer_of
+        >>> from softclip.sample import render_scenes
+        >>> pairs, (clip, cfg) = render_scenes(8), new_clip("tiny-vit", seed=0)
+        >>> dataset = PairDataset(pairs, tokenizer_of(cfg), image_size=32)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     step = {"max_steps": 1, "per_device_train_batch_size": 8, "save_strategy": "no"}
+        ...     args = SoftClipConfig(output_dir=folder, arm="soft_self", disable_tqdm=True, use_cpu=True, **step)
+        ...     SoftClipTrainer(SoftClipModel(clip), cfg, args, train_dataset=dataset).train().global_step
+        1
     """
 
     args: SoftClipConfig
