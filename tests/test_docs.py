@@ -94,7 +94,7 @@ def commands():
     for page in PAGES:
         for block in re.findall(r"^```sh\n(.*?)^```", (DOCS / page).read_text(), flags=re.M | re.S):
             for line in re.sub(r"\\\n|--config \S+", " ", block).splitlines():
-                if found := re.search(r"(?:^|\(command -v |--wrap +\")([a-z-]+)\)? ((?:train|tune|eval) [^\"]*)", line):
+                if found := re.search(r"(?:^|-m |--wrap +\")([a-z_-]+)(?:\.cli)? ((?:train|tune|eval) [^\"]*)", line):
                     yield pytest.param(found[1], found[2].split(), id=found[0])
 
 

@@ -242,9 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=list(parts), required=True)
     parser.add_argument("--images", type=int, default=4, help="rate and crops: images in a round")
-    parser.add_argument(
-        "--peers", nargs="+", default=["cnniqa", "hyperiqa"], help="rate: names of pyiqa's metrics"
-    )
+    parser.add_argument("--peers", nargs="+", default=["cnniqa", "hyperiqa"], help="rate: names of pyiqa's metrics")
     parser.add_argument("--crops", type=int, default=10, help="eager: crops in a batch")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
