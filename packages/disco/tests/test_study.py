@@ -14,19 +14,13 @@ from papercore.lab.study import ReproduceOptions, Scale
 OURS, BASELINE = study.method, study.baseline
 TINY = {
     **SAMPLE, "teacher": "cnn:8-16", "student": "cnn:4-8", "max_train": 200, "max_test": 60, "fixed_views": 3, "queue_size": 128,
-    "max_steps": 3, "per_device_train_batch_size": 32, "learning_rate": 0.12,
+    "max_steps": 3, "per_device_train_batch_size": 32, "learning_rate": 0.12, "better_by": -100,
     "pretraining": {"max_steps": 2, "per_device_train_batch_size": 32, "queue_size": 128},
 }  # fmt: skip
 
 
 @pytest.fixture
-def lenient(monkeypatch):
-    """Any teacher will do."""
-    monkeypatch.setattr(module, "BETTER_BY", -100.0)
-
-
-@pytest.fixture
-def tiny(monkeypatch, lenient):
+def tiny(monkeypatch):
     """The study, quick enough for a test, also for the command line."""
     small = dataclasses.replace(study, scales={"quick": Scale({"sample": TINY}, seeds=1)})
     monkeypatch.setattr(module, "study", small)
@@ -50,7 +44,7 @@ def test_two_arms_run_and_a_second_call_runs_nothing(tiny, tmp_path, monkeypatch
     assert (tmp_path / "plot.png").exists()
 
 
-def test_cells_share_one_teacher_and_its_embeddings(lenient, tmp_path):
+def test_cells_share_one_teacher_and_its_embeddings(tmp_path):
     first = cell(tmp_path, "e", OURS)
     (place,) = (tmp_path / "teachers").iterdir()
     files = [place / name for name in ("model.safetensors", "teacher.json", "views.safetensors")]
@@ -63,7 +57,7 @@ def test_cells_share_one_teacher_and_its_embeddings(lenient, tmp_path):
     assert teacher == json.loads((place / "teacher.json").read_text())["trained"]
 
 
-def test_a_cell_gives_the_same_figures_again_and_another_arm_others(lenient, tmp_path):
+def test_a_cell_gives_the_same_figures_again_and_another_arm_others(tmp_path):
     first, again, alone = (cell(tmp_path, name, arm) for name, arm in (("a", OURS), ("b", OURS), ("c", BASELINE)))
     assert first == again
     assert first != alone
@@ -83,7 +77,7 @@ def test_validation_images_are_not_the_test_images(tmp_path):
 
 
 def test_a_teacher_that_is_hardly_better_than_random_is_refused(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "BETTER_BY", 101.0)
+    monkeypatch.setitem(TINY, "better_by", 101)
     assert app(["reproduce", "--scale", "quick", "--output_dir", str(tmp_path)]) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("disco: ")]
     assert len(error) == 1
@@ -95,7 +89,7 @@ def test_a_teacher_that_is_hardly_better_than_random_is_refused(tiny, tmp_path, 
 def test_every_flag_of_a_cell_is_known(scale):
     """A name that nothing reads would end in the engine's configuration, which refuses it."""
     known = {f.name for kind in (DataOptions, DisCoConfig) for f in dataclasses.fields(kind)}
-    own = {"role", "student", "teacher", "pretraining", "learning_rates", "hidden", "split", "first_seed"}
+    own = {"role", "student", "teacher", "pretraining", "learning_rates", "hidden", "split", "first_seed", "better_by"}
     for task in study.scales[scale].tasks:
         for arm in study.arms:
             options = study._options(study.scales[scale], task, arm)

@@ -58,6 +58,7 @@ def reproduce(options: ReproduceAllOptions) -> None:
                 comparison = study.run_missing(each[name], bar)
             except (ValueError, OSError) as error:
                 failures.append(f"{name}: {error}")
+                bar.write(failures[-1])
                 continue
             rows += summary_rows(comparison)
             here = comparison.folder.name

@@ -95,9 +95,7 @@ def negatives_log_softmax(
 
 
 def soften(
-    log_p: Float[Tensor, "n m"],
-    beta: float | Float[Tensor, "n 1"],
-    positives: Shaped[Tensor, "*_"] | None = None,
+    log_p: Float[Tensor, "n m"], beta: float | Float[Tensor, "n 1"], positives: Shaped[Tensor, "*_"] | None = None
 ) -> Float[Tensor, "n m"]:
     r""":math:`\log[(1 - \beta) h + \beta p]`, h the hard target: 1 at the positive, shared equally by several.
 
