@@ -3,6 +3,8 @@
 import doctest
 import importlib
 import re
+import subprocess
+import sys
 from operator import attrgetter
 from pathlib import Path
 
@@ -64,3 +66,19 @@ def test_every_public_name_exists_and_has_an_example(module):
 @pytest.mark.parametrize("module", VERBS)
 def test_every_verb_is_there(module):
     assert set(VERBS[module].split()) <= set(importlib.import_module(module).app.verbs)
+
+
+def test_a_method_is_imported_without_the_engine():
+    """Whoever uses a loss or a model in a loop of their own waits for torch, and not for what the command lines need."""
+    names = [
+        "eclstm.ECLSTMRegressor",
+        "sinkd.SinKDLoss",
+        "peg.progressive_info_nce",
+        "disco.DisCo",
+        "softclip.SoftClipLoss",
+    ]
+    names += ["iqa_distill.RKIQT", "dsan.DSAN"]  # and mmict, whose hub is one of transformers' models
+    lines = [f"import {name.split('.')[0]}; {name}" for name in names]
+    code = "\n".join([*lines, "import sys; print(*sys.modules)"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"transformers", "accelerate", "datasets", "pandas", "matplotlib", "optuna"} & set(done.stdout.split())
