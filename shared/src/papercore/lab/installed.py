@@ -48,11 +48,12 @@ def reproduce(options: ReproduceAllOptions) -> None:
     for name in options.names:
         if name not in known:
             raise ValueError(f"no installed study {name!r}: choose from {', '.join(known)}")
-    folder, title = Path(options.output_dir), f"scale {options.scale}"
+    proves = ", which shows that the studies run and proves nothing else" if options.scale == "quick" else ""
+    folder, title = Path(options.output_dir), f"scale {options.scale}{proves}"
     chosen: dict[str, Study] = {name: load(known[name].value) for name in options.names or known}
     each = {name: ReproduceOptions(options.scale, options.seeds, f"{folder}/{name}-{options.scale}") for name in chosen}
     rows, sections, failures = [], [], []
-    with progress(title, sum(len(study.cells(each[name])) for name, study in chosen.items())) as bar:
+    with progress(f"scale {options.scale}", sum(len(study.cells(each[name])) for name, study in chosen.items())) as bar:
         for name, study in chosen.items():
             try:
                 comparison = study.run_missing(each[name], bar)
