@@ -49,7 +49,7 @@ class Command:
 
     def end(self, send: signal.Signals | None = None) -> tuple[int, str]:
         """Its exit code, negative for a signal, and what it wrote to stderr; after sending it a signal, if one is given."""
-        if send is not None:
+        if send is not None and self.process.is_alive():
             os.kill(self.process.pid, send)
         self.process.join(300)
         assert not self.process.is_alive(), f"did not end: {self.error.read_text()}"

@@ -80,6 +80,7 @@ class TestSplits:
             ({"validation": 30}, "--validation 30 holds out all 30 training crops"),
             ({"data": ["sample", "x"]}, "data sample brings its own test crops"),
             ({"data": []}, "nothing to train on: give --data, or --synthetic"),
+            ({"data": ["none"]}, "nothing to train on: give --data, or --synthetic"),
             ({"validation": -1}, "validation must be at least 0"),
             ({"max_test": 0}, "max_test must be at least 1"),
             ({"real_share": 1.0}, "real_share is a share, 0 < real_share < 1; got 1.0"),

@@ -32,7 +32,7 @@ class DataOptions:
 
     data: list[str] = flag(
         "sample (rendered), alone; or to train on, joined: iiit5k (its 2000 training crops, in $PAPERCORE_DATA/dsan), LMDB "
-        "folders, folders or zips with gt.txt or labels.json; nothing if there are synthetic words",
+        "folders, folders or zips with gt.txt or labels.json; none: synthetic words alone",
         ["sample"],
     )
     test: list[str] | None = flag("crops to judge on, as data; sample and iiit5k bring their own", None)
@@ -56,6 +56,8 @@ class DataOptions:
     fonts: str | None = flag("folder of fonts to draw with; by default the system's", None)
 
     def __post_init__(self) -> None:
+        if self.data == ["none"]:  # a flag cannot be an empty list
+            self.data = []
         for name, least in (("validation", 0), ("max_train", 1), ("max_test", 1), ("synthetic", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
