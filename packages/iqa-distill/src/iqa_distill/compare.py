@@ -20,7 +20,7 @@ from iqa_distill.plots import plot_test_loss
 
 def record(path: Path, run: str, found: np.ndarray, rated: Rated, curve: list[list[float]]) -> None:
     """Append a run's scores of its test images, theirs, and the test loss at some steps, if it was looked at."""
-    row = {"run": run, "predictions": found.round(4).tolist(), "scores": rated.scores.round(4).tolist(), "curve": curve}
+    row = {"run": run, "predictions": found.round(6).tolist(), "scores": rated.scores.round(4).tolist(), "curve": curve}
     list(read_rows(path))  # drops a last line that a kill cut short
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row) + "\n")
