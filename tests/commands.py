@@ -18,7 +18,7 @@ SHORT = {  # flags of each package's `train` for less of the sample, where that 
     "peg": [],
     "disco": [],
     "softclip": [],
-    "dsan": ["--synthetic", "500", "--max_test", "50"],
+    "dsan": ["--max_test", "50"],
     "iqa-distill": [],
     "mmict": ["--max_test", "24"],
 }
