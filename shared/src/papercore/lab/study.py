@@ -45,7 +45,7 @@ class Scale:
 class ReproduceOptions:
     """Which part of a study to run."""
 
-    scale: str = flag("quick: a minute, shows that it runs; small: real data; full: a GPU", "quick")
+    scale: str = flag("quick: a few minutes, shows that it runs; small: real data; full: a GPU", "quick")
     seeds: int | None = flag("seeds for each arm; the scale's own if not given", None)
     output_dir: str | None = flag("results folder; runs/NAME-SCALE if not given", None)
     arms: list[str] | None = flag("run only these arms now", None)
